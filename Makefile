@@ -1,0 +1,57 @@
+# Two commands: `make book` builds the book, `make test` checks it.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+CHAPTER ?=
+PROFILE ?=
+URL ?=
+OFFLINE ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+PAGE := _build/html/index.html
+
+.PHONY: book test run sync repo clean
+
+# OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
+book: $(VENV)/reader $(if $(OFFLINE),.vendor/ready)
+	SEGBOOK_OFFLINE=$(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going -n
+	@echo "The book is ready, open: file://$(CURDIR)/$(PAGE)"
+
+# ARGS go to pytest: make test ARGS="-k pages".
+test: $(VENV)/developer
+	@sh tools/browser.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+# Runs one chapter from top to bottom and writes its outputs and its stamp.
+run: $(VENV)/reader
+	@test -n "$(CHAPTER)" || { echo "Say which: make run CHAPTER=unet"; exit 2; }
+	$(BIN)/python -m utils.execute $(CHAPTER) $(if $(PROFILE),--profile $(PROFILE))
+
+# Carries the newer of each pair (.py, .ipynb) over to the other.
+sync: $(VENV)/reader
+	$(BIN)/jupytext --sync chapters/*.py
+
+# The book's own address, for Colab and the links: _config.yml and first cells.
+repo:
+	@test -n "$(URL)" || \
+	  { echo "Give it: make repo URL=https://github.com/me/fork"; exit 2; }
+	@$(PYTHON) tools/repo.py "$(URL)"
+
+clean:
+	rm -rf _build .vendor .pytest_cache
+
+$(VENV)/reader: requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed:" \
+	  "install Python 3.11, or name another: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/developer: requirements-dev.txt $(VENV)/reader
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.vendor/ready: tools/vendor.py _ext/book_scripts.py
+	$(PYTHON) tools/vendor.py
+	@touch $@

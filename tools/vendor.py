@@ -1,0 +1,70 @@
+"""Fetches MathJax and the widgets' scripts with npm into .vendor/, for OFFLINE=1.
+
+Only what the pages load is kept, in the layout that `_ext/book_scripts.py`
+copies into the built site. Run by `make book OFFLINE=1`.
+"""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "_ext"))
+
+from book_scripts import MATHJAX, REQUIREJS, VENDOR, WIDGETS  # noqa: E402
+
+# Beside each script, what it loads by itself: fonts and TeX extensions.
+KEEP = {
+    MATHJAX: ("es5/output/chtml/fonts/woff-v2/", "es5/input/tex/extensions/"),
+    REQUIREJS: (),
+    WIDGETS: (),
+}
+
+# Where the pages find the widgets' modules, whatever folder they lie in.
+PATHS = """\
+require.config({
+  baseUrl: new URL(
+    document.documentElement.dataset.content_root + "_static/vendor", document.baseURI
+  ).href,
+});
+"""
+
+
+def fetch(script, folder):
+    """Downloads one package; npm checks its hash. Returns the archive."""
+    npm = shutil.which("npm")
+    if not npm:
+        sys.exit("npm is not installed: install Node.js, or build without OFFLINE=1")
+    name = f"{script.package}@{script.version}"
+    print(f"npm: {name}", flush=True)
+    command = [npm, "pack", name, "--silent", "--pack-destination", str(folder)]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(f"npm could not fetch {name}: is there a network?")
+    return next(folder.glob("*.tgz"))
+
+
+def unpack(archive, script, target):
+    kept = tuple(f"package/{path}" for path in (script.path, *KEEP[script]))
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = Path(target, member.name.removeprefix("package/"))
+            fonts = script is WIDGETS and member.name.endswith(".woff2")
+            if member.isfile() and (member.name.startswith(kept) or fonts):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(tar.extractfile(member).read())
+
+
+def main():
+    shutil.rmtree(VENDOR, ignore_errors=True)
+    for script in KEEP:
+        with tempfile.TemporaryDirectory() as folder:
+            archive = fetch(script, Path(folder))
+            unpack(archive, script, VENDOR / script.package)
+    (VENDOR / "paths.js").write_text(PATHS)
+
+
+if __name__ == "__main__":
+    main()
