@@ -1,0 +1,1 @@
+"""What several chapters share; each file does one job."""
