@@ -44,6 +44,17 @@ WIDGETS = Script(
     "sha384-/x/n24gdFNkRW3aFeWPOJ5tgVI0ZmBOBu6UKswtJLAm6SIAzWBZUdrLEr5A9yXvL",
 )
 
+# Font Awesome otherwise replaces the <i> of a widget's buttons, and blanks them.
+ICONS = "window.FontAwesomeConfig = {autoReplaceSvg: 'nest'}"
+
+# The widgets still ask for MathJax 2 to set their labels; version 3 answers.
+LABELS = """\
+(() => {
+  const Hub = {Queue: ([, , element]) => MathJax.typesetPromise?.([element])};
+  const ready = () => { MathJax.startup.defaultReady(); MathJax.Hub = Hub; };
+  window.MathJax = {...window.MathJax, Hub, startup: {ready}};
+})()"""
+
 
 def set_scripts(app, config):
     if os.environ.get("SEGBOOK_OFFLINE"):
@@ -55,7 +66,7 @@ def set_scripts(app, config):
         }
     else:
         config.mathjax_path = MATHJAX.url
-        config.mathjax_options = attributes(MATHJAX) | {"async": "async"}
+        config.mathjax_options = attributes(MATHJAX)
         config.nb_ipywidgets_js = {
             REQUIREJS.url: attributes(REQUIREJS),
             WIDGETS.url: attributes(WIDGETS) | {"data-jupyter-widgets-cdn": f"{CDN}/"},
@@ -89,8 +100,6 @@ def setup(app):
     app.connect("config-inited", set_scripts, priority=900)
     app.connect("html-page-context", tidy_scripts, priority=900)
     app.connect("build-finished", copy_vendor)
-    # Font Awesome otherwise replaces the <i> of a widget's buttons, and blanks them.
-    app.add_js_file(
-        None, body="window.FontAwesomeConfig = {autoReplaceSvg: 'nest'}", priority=100
-    )
+    app.add_js_file(None, body=ICONS, priority=100)
+    app.add_js_file(None, body=LABELS, priority=600)  # after Sphinx's configuration
     return {"parallel_read_safe": True, "parallel_write_safe": True}

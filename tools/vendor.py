@@ -16,11 +16,14 @@ sys.path.insert(0, str(ROOT / "_ext"))
 
 from book_scripts import MATHJAX, REQUIREJS, VENDOR, WIDGETS  # noqa: E402
 
+# The icons of the widgets. One module looks for them beside its package's folder.
+FONTS = ("1551f4f60c37af51121f", "7a3337626410ca2f4071", "d878b0a6a1144760244f")
+
 # Beside each script, what it loads by itself: fonts and TeX extensions.
 KEEP = {
     MATHJAX: ("es5/output/chtml/fonts/woff-v2/", "es5/input/tex/extensions/"),
     REQUIREJS: (),
-    WIDGETS: (),
+    WIDGETS: tuple(f"dist/{font}.woff2" for font in FONTS),
 }
 
 # Where the pages find the widgets' modules, whatever folder they lie in.
@@ -51,8 +54,7 @@ def unpack(archive, script, target):
     with tarfile.open(archive) as tar:
         for member in tar:
             path = Path(target, member.name.removeprefix("package/"))
-            fonts = script is WIDGETS and member.name.endswith(".woff2")
-            if member.isfile() and (member.name.startswith(kept) or fonts):
+            if member.isfile() and member.name.startswith(kept):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(tar.extractfile(member).read())
 
@@ -63,6 +65,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             archive = fetch(script, Path(folder))
             unpack(archive, script, VENDOR / script.package)
+    for font in (VENDOR / WIDGETS.package / "dist").glob("*.woff2"):
+        shutil.copy(font, VENDOR / "@jupyter-widgets")
     (VENDOR / "paths.js").write_text(PATHS)
 
 
