@@ -1,0 +1,194 @@
+"""The training loop: it learns, resumes to the same numbers, and keeps the best."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import runs
+from utils.training import fit, load_weights, poly, save_weights
+
+
+class Interrupted(Exception):
+    pass
+
+
+def network():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(8, 2, 1)
+    )
+
+
+def sample(generator):
+    images = torch.rand(4, 1, 12, 12, generator=generator)
+    return images, (images[:, 0] > 0.5).long()
+
+
+def accuracy(model):
+    images, labels = sample(torch.Generator().manual_seed(99))
+    return (model(images).argmax(1) == labels).float().mean()
+
+
+def train(model, steps=40, rate=0.05, draw=sample, evaluate=accuracy, **settings):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    settings = dict(every=10, warmup=3, seed=1, progress=False) | settings
+    return fit(
+        model, draw, F.cross_entropy, optimizer, steps, evaluate=evaluate, **settings
+    )
+
+
+def test_it_learns():
+    model = network()
+    history = train(model, steps=120)
+    assert history.losses[-1] < history.losses[0] / 2
+    assert history.best[1] > 0.9
+    assert [step for step, _ in history.scores] == list(range(10, 121, 10))
+    assert not model.training
+
+
+def test_same_seed_same_numbers():
+    first, again = train(network()), train(network())
+    assert first.losses == again.losses and first.scores == again.scores
+    assert first.losses != train(network(), seed=2).losses
+
+
+@pytest.mark.parametrize("stop_after", [1, 10, 27])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stop_after):
+    whole = network()
+    expected = train(whole, clip=1.0)
+    batches = 0
+
+    def draw(generator):
+        nonlocal batches
+        batches += 1
+        if batches > stop_after:
+            raise Interrupted
+        return sample(generator)
+
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(network(), draw=draw, clip=1.0, checkpoint=checkpoint)
+    torch.manual_seed(1234)  # whatever the reader did in between
+    resumed = network()
+    history = train(resumed, clip=1.0, checkpoint=checkpoint)
+    assert history.losses == expected.losses
+    assert history.scores == expected.scores
+    for left, right in zip(whole.state_dict().values(), resumed.state_dict().values()):
+        assert torch.equal(left, right)
+
+
+def test_a_finished_run_is_read_back_and_not_trained_again(tmp_path):
+    checkpoint = tmp_path / "run.pt"
+    first = network()
+    expected = train(first, checkpoint=checkpoint)
+
+    def never(*_):
+        raise AssertionError("a finished run was trained again")
+
+    again = network()
+    history = train(again, draw=never, evaluate=never, checkpoint=checkpoint)
+    assert history.losses == expected.losses and history.seconds == expected.seconds
+    images, _ = sample(torch.Generator().manual_seed(0))
+    assert torch.equal(first(images), again(images))
+
+
+def test_the_weights_with_the_best_score_are_kept():
+    scores = iter([0.1, 0.9, 0.3, 0.9])
+    seen = []
+
+    def evaluate(model):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return next(scores)
+
+    model = network()
+    history = train(model, evaluate=evaluate)
+    assert history.best == (20, 0.9)
+    assert all(torch.equal(v, seen[1][k]) for k, v in model.state_dict().items())
+
+
+def test_evaluation_does_not_change_the_training():
+    assert train(network(), every=5).losses == train(network(), every=40).losses
+
+
+def test_rates_of_the_groups_keep_their_ratio_and_fall_to_zero():
+    factors = [poly(100, 0.9, warmup=4)(step) for step in range(101)]
+    assert factors[0] == pytest.approx(0.2)
+    assert factors[50] == pytest.approx(0.5**0.9)
+    assert factors[100] == 0
+    model = network()
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters()}, {"params": model[3].parameters(), "lr": 1}],
+        lr=0.1,
+    )
+    fit(model, sample, F.cross_entropy, optimizer, 5, progress=False)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [0, 0]
+
+
+def test_clipping_bounds_the_step():
+    model = network()
+    before = nn.utils.parameters_to_vector(model.parameters()).clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    fit(model, sample, F.cross_entropy, optimizer, 1, clip=1e-3, progress=False)
+    moved = nn.utils.parameters_to_vector(model.parameters()) - before
+    assert 0 < moved.norm() <= 1.01e-3
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        fit(
+            model,
+            sample,
+            lambda logits, labels: logits.mean() * float("nan"),
+            optimizer,
+            3,
+            progress=False,
+            checkpoint=checkpoint,
+        )
+    assert not checkpoint.exists()
+
+
+def test_a_broken_checkpoint_says_what_to_do(tmp_path):
+    checkpoint = tmp_path / "run.pt"
+    save_weights({"model": torch.zeros(1000)}, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(ValueError, match="delete it"):
+        load_weights(checkpoint)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "weights.pt"
+    save_weights({"a": torch.ones(2)}, path)
+    with pytest.raises(Exception):
+        save_weights({"a": lambda: None}, path)  # cannot be pickled
+    assert torch.equal(load_weights(path)["a"], torch.ones(2))
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_a_run_is_known_by_all_that_decides_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGBOOK_RUNS", str(tmp_path))
+    monkeypatch.setenv("SEGBOOK_PROFILE", "smoke")
+
+    def one():
+        return 1
+
+    def two():
+        return 2
+
+    images = torch.arange(6)
+    path = runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images)
+    assert path.parent == tmp_path / "unet"
+    assert path == runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images.clone())
+    others = [
+        runs.path("unet", "main", {"lr": 2}, one, nn.Linear, images),
+        runs.path("unet", "main", {"lr": 1}, two, nn.Linear, images),
+        runs.path("unet", "main", {"lr": 1}, one, nn.Conv2d, images),
+        runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images + 1),
+    ]
+    monkeypatch.setenv("SEGBOOK_PROFILE", "cpu")
+    others.append(runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images))
+    assert len({path, *others}) == 6

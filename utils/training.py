@@ -1,0 +1,215 @@
+"""One readable training loop for every chapter."""
+
+import copy
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+
+@dataclass
+class History:
+    """What happened during a training."""
+
+    losses: list[float] = field(default_factory=list)  # one a step
+    scores: list[tuple[int, float]] = field(default_factory=list)  # (step, score)
+    seconds: float = 0.0  # spent in training and evaluation, interruptions left out
+
+    @property
+    def steps(self):
+        return len(self.losses)
+
+    @property
+    def best(self):
+        """The (step, score) with the highest score; the first of equal ones."""
+        return max(self.scores, key=lambda pair: pair[1], default=None)
+
+
+def fit(
+    model,
+    sample,
+    loss,
+    optimizer,
+    steps,
+    *,
+    evaluate=None,
+    every=None,
+    warmup=0,
+    power=0.9,
+    clip=None,
+    seed=0,
+    checkpoint=None,
+    progress=True,
+):
+    """Train `model` for a number of optimiser steps and return its `History`.
+
+    sample(generator) returns a batch (images, *targets) on the model's device;
+    loss(logits, *targets) is a scalar; evaluate(model) is a score, higher is better,
+    taken every `every` steps and after the last one.
+
+    The learning rates of the optimiser rise over `warmup` steps and fall to zero as
+    (1 - step / steps) ** power (the poly schedule). `clip` bounds the norm of the
+    gradient. `checkpoint` names a file: an interrupted run goes on from it to the
+    same numbers, and a finished one is read back instead of trained again.
+    At the end the model is in eval mode and holds the weights with the best score.
+    """
+    every = every or steps
+    run = _Run(model, optimizer, poly(steps, power, warmup), seed, checkpoint)
+    bar = tqdm(total=steps, initial=run.step, disable=not progress, mininterval=1.0)
+    with bar:
+        while run.step < steps:
+            start = time.perf_counter()
+            model.train()
+            for _ in range(min(every - run.step % every, steps - run.step)):
+                images, *targets = sample(run.generator)
+                images = images.contiguous(memory_format=torch.channels_last)
+                with run.autocast():
+                    value = loss(model(images), *targets)
+                run.update(value, clip)
+                bar.update()
+            score = None
+            if evaluate is not None:
+                score = run.evaluate(evaluate)
+                bar.set_postfix(loss=f"{run.recent_loss:.3f}", score=f"{score:.3f}")
+            run.end_of_round(score, time.perf_counter() - start)
+    return run.finish()
+
+
+def poly(steps, power=0.9, warmup=0):
+    """Factor of the learning rate at a step: a linear rise, then the poly fall."""
+
+    def factor(step):
+        rise = min(1.0, (step + 1) / (warmup + 1))
+        return rise * max(0.0, 1 - step / steps) ** power
+
+    return factor
+
+
+class _Run:
+    """All that a training must remember to go on as if nothing had happened."""
+
+    def __init__(self, model, optimizer, factor, seed, checkpoint):
+        self.device = next(model.parameters()).device
+        self.model = model.to(memory_format=torch.channels_last)
+        self.optimizer = optimizer
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        # Half precision pays on a GPU; on most CPUs it is slower than float32.
+        self.amp = self.device.type == "cuda"
+        bfloat16 = self.amp and torch.cuda.is_bf16_supported()
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float16
+        self.scaler = torch.amp.GradScaler(enabled=self.amp and not bfloat16)
+        self.generator = torch.Generator().manual_seed(seed)  # draws the batches
+        torch.manual_seed(seed)  # dropout
+        self.losses = []  # of the round under way, still on the device
+        self.history = History()
+        self.best_weights = None
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        if self.checkpoint and self.checkpoint.exists():
+            self.restore(load_weights(self.checkpoint, self.device))
+
+    @property
+    def step(self):
+        return self.history.steps + len(self.losses)
+
+    @property
+    def recent_loss(self):
+        return float(torch.stack(self.losses[-20:]).mean())
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.amp)
+
+    def update(self, value, clip):
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(value).backward()
+        if clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.losses.append(value.detach().float())
+
+    def evaluate(self, evaluate):
+        self.model.eval()
+        with torch.inference_mode():
+            return float(evaluate(self.model))
+
+    def end_of_round(self, score, seconds):
+        """Write down losses and score, keep the best weights, save to disk."""
+        self.history.losses += torch.stack(self.losses).tolist()
+        self.losses = []
+        if not all(map(math.isfinite, self.history.losses)):
+            raise FloatingPointError(
+                f"the loss is no longer finite at step {self.step}: "
+                "lower the learning rate, or set clip"
+            )
+        self.history.seconds += seconds
+        if score is not None:
+            self.history.scores.append((self.step, score))
+            if self.history.best[0] == self.step:
+                self.best_weights = copy.deepcopy(self.model.state_dict())
+        self.save()
+
+    def finish(self):
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+        return self.history
+
+    def save(self):
+        if self.checkpoint is None:
+            return
+        cuda = self.device.type == "cuda"
+        save_weights(
+            {
+                "model": self.model.state_dict(),
+                "best_weights": self.best_weights,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "generator": self.generator.get_state(),
+                "rng": torch.get_rng_state(),
+                "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+                "history": vars(self.history),
+            },
+            self.checkpoint,
+        )
+
+    def restore(self, state):
+        self.model.load_state_dict(state["model"])
+        self.best_weights = state["best_weights"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["rng"].cpu())
+        if state["rng_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)
+        self.history = History(**state["history"])
+
+
+def save_weights(state, path):
+    """Write with torch.save, so that `path` only ever holds a whole file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(state, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_weights(path, device="cpu"):
+    """Read what `save_weights` wrote; a broken file is a clear ValueError."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}): "
+            "delete it, and the training starts anew"
+        ) from error
