@@ -16,16 +16,17 @@
 # # U-Net
 #
 # In 2015 a network for biomedical images won a challenge with thirty training
-# pictures. It goes down like a classifier, comes up again to the full resolution,
-# and on the way up it is handed what it saw on the way down. Nearly every network
-# in this book is measured against that idea {cite:p}`ronneberger2015unet`.
+# pictures. It goes down like a classifier, comes up again to the full resolution, and
+# on the way up it is handed what it saw on the way down. Nearly every network in this
+# book is measured against that idea {cite:p}`ronneberger2015unet`.
 #
-# **On this page**, a U-Net with {glue:text}`parameters` parameters, trained for
-# {glue:text}`train_minutes` on {glue:text}`device`, finds cell membranes in six slices
-# of brain tissue that it has not been trained on. Membrane Dice
-# {glue:text}`dice_membrane`, pixel error {glue:text}`pixel_error`, adapted Rand error
-# {glue:text}`rand_best`. It is a small network and a short training:
-# the paper's own numbers come from a larger one, hours on a GPU, and another test set.
+# **On this page**, a U-Net with {glue:text}`parameters:,` parameters, trained for
+# {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, finds cell membranes
+# in six slices of brain tissue that it has not been trained on. Membrane Dice
+# {glue:text}`dice_membrane:.3f`, pixel error {glue:text}`pixel_error:.3f`, adapted
+# Rand error {glue:text}`rand_best:.3f`. It is a small network and a short training:
+# the paper's own numbers come from a larger one, hours on a GPU, and another test
+# set.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -53,8 +54,8 @@
 # * - Train and test code
 #   - Both, in the re-implementations
 # * - Time to run
-#   - {glue:text}`page_minutes` for the whole page as it stands here, on
-#     {glue:text}`device`; {glue:text}`train_minutes` of them for the main training
+#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
+#     {glue:text}`device`; the main training takes {glue:text}`train_minutes:.0f` of them
 # * - Cite
 #   - {cite:t}`ronneberger2015unet`
 # ```
@@ -69,12 +70,13 @@ from pathlib import Path
 REPOSITORY = "https://github.com/YOUR_GITHUB_NAME/segmentation-networks"
 
 here = Path.cwd()
-book = next((p for p in (here, *here.parents) if (p / "utils/chapters.py").exists()), None)
+folders = (here, *here.parents)
+book = next((f for f in folders if (f / "utils/chapters.py").exists()), None)
 if book is None:
     if "/YOUR_GITHUB_NAME/" in REPOSITORY:
         raise RuntimeError(
-            "This copy does not know its own address yet. Run `make repo URL=...` in the "
-            "book, or open this notebook inside a clone of the book."
+            "This copy does not know its own address yet. Run `make repo URL=...` in "
+            "the book, or open this notebook inside a clone of the book."
         )
     book = here / "segmentation-networks"
     if not book.exists():
@@ -85,10 +87,10 @@ for module, package in {"skimage": "scikit-image>=0.22", "tqdm": "tqdm>=4.60"}.i
     if importlib.util.find_spec(module) is None:
         subprocess.run([sys.executable, "-m", "pip", "install", package], check=True)
 
-# %%
+# %% tags=["model"]
 import time
+from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -99,9 +101,11 @@ from torch import nn
 
 from utils import data, metrics, plotting, runs, runtime
 from utils.data.augment import Augment
-from utils.plotting import glue, show
+from utils.glue import glue
+from utils.plotting import show
 from utils.training import fit
 
+# %%
 page_start = time.perf_counter()
 device = runtime.device()
 runtime.seed(0)
@@ -114,9 +118,9 @@ if device.type == "cpu":
 # ## What goes wrong without it
 #
 # A network for classification shrinks its feature maps until one position stands for
-# many pixels. That is a fine way to learn *what* is in a picture, and a poor way to say
-# *where*. How poor depends on what we look for, so here is what this page looks for: the
-# membranes between the cells of a fly's nervous system, a few pixels wide.
+# many pixels. That is a fine way to learn *what* is in a picture, and a poor way to
+# say *where*. How poor depends on what we look for, so here is what this page looks
+# for: the membranes between the cells of a fly's nervous system, a few pixels wide.
 
 # %%
 size = runtime.choose(gpu=None, cpu=None, smoke=128)  # None: as the files are
@@ -128,9 +132,9 @@ print(f"{tuple(train_set.images.shape[-2:])} pixels, source: {train_set.source}"
 
 # %% [markdown]
 # Imagine a perfect network with output stride $s$. For every block of $s \times s$
-# pixels it knows the exact share of membrane, and the answer is scaled up again
-# with bilinear interpolation. No network that only predicts at this stride has more to
-# go by. We even let it choose the best threshold. The Dice score (twice the overlap,
+# pixels it knows the exact share of membrane, and the answer is scaled up again with
+# bilinear interpolation. No network that only predicts at this stride has more to go
+# by. We even let it choose the best threshold. The Dice score (twice the overlap,
 # divided by the sum of both areas) says how much of the membranes is left.
 
 
@@ -152,7 +156,7 @@ truth = val_set.labels
 strides = [2, 4, 8, 16]
 perfect = {stride: perfect_at_stride(truth, stride) for stride in strides}
 
-fig, axes = plt.subplots(1, 5, figsize=(12, 2.9))
+fig, axes = plotting.figure(1, 5, 8, 2.0)
 axes[0].imshow(truth[0], cmap="gray")
 axes[0].set_title("truth")
 for ax, (stride, (best, score)) in zip(axes[1:], perfect.items()):
@@ -160,7 +164,7 @@ for ax, (stride, (best, score)) in zip(axes[1:], perfect.items()):
     ax.set_title(f"stride {stride}: Dice {score:.2f}")
 for ax in axes:
     ax.axis("off")
-glue("stride_dice", f"{perfect[16][1]:.2f}")
+glue(stride_dice=perfect[16][1])
 show(
     fig,
     alt="Membranes of one slice, and what a perfect network keeps of them at output "
@@ -168,8 +172,9 @@ show(
 )
 
 # %% [markdown]
-# At stride 16, where U-Net's deepest features live, even a perfect answer reaches a Dice
-# of only {glue:text}`stride_dice`. The fine lines must come from somewhere else.
+# At stride 16, where U-Net's deepest features live, even a perfect answer reaches a
+# Dice of only {glue:text}`stride_dice:.2f`. The fine lines must come from somewhere
+# else.
 
 # %% [markdown]
 # ## The idea
@@ -187,14 +192,15 @@ show(
 #
 # The **contracting path** halves the resolution four times and doubles the channels
 # each time: it learns what is there. The **expanding path** doubles the resolution
-# back with 2x2 up-convolutions. At each level the features from the way down, which still
-# know where the edges are, are concatenated to the features from the way up, which
-# know what they belong to. Two 3x3 convolutions then reconcile the two.
+# back with 2x2 up-convolutions. At each level the features from the way down, which
+# still know where the edges are, are concatenated to the features from the way up,
+# which know what they belong to. Two 3x3 convolutions then reconcile the two.
 #
 # Three more ideas make it work with thirty images.
 #
-# **A loss that knows borders.** Each pixel $\mathbf{x}$ takes part in the cross-entropy
-# of the softmax $p$ with a weight of its own, where $\ell(\mathbf{x})$ is its true class:
+# **A loss that knows borders.** Each pixel $\mathbf{x}$ takes part in the
+# cross-entropy of the softmax $p$ with a weight of its own, where $\ell(\mathbf{x})$
+# is its true class:
 #
 # $$
 # E = -\sum_{\mathbf{x}} w(\mathbf{x}) \, \log p_{\ell(\mathbf{x})}(\mathbf{x}),
@@ -204,25 +210,25 @@ show(
 # $$
 #
 # The first part, $w_c$, balances rare and frequent classes. The second grows where a
-# pixel is close to *two* cells at once: $d_1$ and $d_2$ are its distances to
-# the borders of the nearest and the second nearest cell. The paper takes $w_0 = 10$ and
+# pixel is close to *two* cells at once: $d_1$ and $d_2$ are its distances to the
+# borders of the nearest and the second nearest cell. The paper takes $w_0 = 10$ and
 # $\sigma \approx 5$ pixels. A thin gap between two cells then counts several times as
-# much as the middle of either. (The paper writes the sum without the minus sign;
-# it is the loss that is meant.)
+# much as the middle of either. (The paper writes the sum without the minus sign; it
+# is the loss that is meant.)
 #
-# **Elastic deformation.** Tissue bends. Every training image is bent at random
-# too, so the network sees each of the few images in ever new shapes.
+# **Elastic deformation.** Tissue bends. Every training image is bent at random too,
+# so the network sees each of the few images in ever new shapes.
 #
-# **Overlapping tiles.** Unpadded ("valid") convolutions only ever use true pixels.
-# An image of any size can be predicted tile by tile, each tile with a margin of context, and
-# the tiles fit together without seams. Beyond the edge of the image, the context is
-# its mirror image.
+# **Overlapping tiles.** Unpadded ("valid") convolutions only ever use true pixels. An
+# image of any size can be predicted tile by tile, each tile with a margin of context,
+# and the tiles fit together without seams. Beyond the edge of the image, the context
+# is its mirror image.
 
 # %% [markdown]
 # ## Build it
 #
-# Two 3x3 convolutions, each followed by a ReLU, are the paper's brick. Unpadded,
-# they take four pixels off each side length; with one pixel of padding they take none.
+# Two 3x3 convolutions, each followed by a ReLU, are the paper's brick. Unpadded, they
+# take four pixels off each side length; with one pixel of padding they take none.
 
 
 # %% tags=["model"]
@@ -250,8 +256,8 @@ print(DoubleConv(1, 64)(torch.zeros(1, 1, 572, 572)).shape)
 # channels. The features from the way down are larger, because the deeper levels lost
 # their borders, so their middle is cut out before the two are concatenated.
 #
-# `skips=False` leaves the concatenation out. It is here for the experiment
-# at the end of the page.
+# `skips=False` leaves the concatenation out. It is here for the experiment at the end
+# of the page.
 
 
 # %% tags=["model"]
@@ -289,15 +295,15 @@ deep, skip = torch.zeros(1, 1024, 28, 28), torch.zeros(1, 512, 64, 64)
 print(Up(1024)(deep, skip).shape)
 
 # %% [markdown]
-# The whole network. `padded=False` is the paper's form. Four poolings must each find an
-# even number of pixels, so a side of the input must be $16k + 12$ and at least 188; other
-# sizes are refused with an error that says so. `padded=True` is the form that most
-# re-implementations use: it takes any size, fills it up to a multiple of 16 by
-# repeating the border, and cuts the result back.
+# The whole network. `padded=False` is the paper's form. Four poolings must each find
+# an even number of pixels, so a side of the input must be $16k + 12$ and at least
+# 188; other sizes are refused with an error that says so. `padded=True` is the form
+# that most re-implementations use: it takes any size, fills it up to a multiple of 16
+# by repeating the border, and cuts the result back.
 #
-# The weights start from a normal distribution with standard deviation $\sqrt{2/N}$, where
-# $N$ is the number of inputs of one neuron {cite:p}`he2015delving`. With a ReLU after
-# every convolution, signals then keep their size from layer to layer. Dropout
+# The weights start from a normal distribution with standard deviation $\sqrt{2/N}$,
+# where $N$ is the number of inputs of one neuron {cite:p}`he2015delving`. With a ReLU
+# after every convolution, signals then keep their size from layer to layer. Dropout
 # sits at the end of the contracting path.
 
 
@@ -364,8 +370,9 @@ def initialise(module):
     """Weights from N(0, sqrt(2 / N)), N inputs of one neuron (section 3)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         # A 2x2 up-convolution with stride 2 reads one position for each output.
-        taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.kernel_size[0] ** 2
-        nn.init.normal_(module.weight, 0, (2 / (module.in_channels * taps)) ** 0.5)
+        up = isinstance(module, nn.ConvTranspose2d)
+        inputs = module.in_channels * (1 if up else module.kernel_size[0] ** 2)
+        nn.init.normal_(module.weight, 0, (2 / inputs) ** 0.5)
         nn.init.zeros_(module.bias)
 
 
@@ -373,9 +380,9 @@ def initialise(module):
 # ## Is it right?
 #
 # **Sizes.** Follow one side length by hand: each level takes off 4 pixels, pooling
-# halves, up-convolution doubles. The paper's figure 1 goes from 572 to 388, with 28 at
-# the bottom. On PyTorch's `meta` device the real network can be asked for its output
-# size without computing anything.
+# halves, up-convolution doubles. The paper's figure 1 goes from 572 to 388, with 28
+# at the bottom. On PyTorch's `meta` device the real network can be asked for its
+# output size without computing anything.
 
 # %%
 side, down = 572, []
@@ -416,10 +423,10 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# **The two forms agree where they should.** Away from the border, a padded U-Net sees the
-# same pixels as a valid one. With the same weights, and an input whose margin
-# of 92 pixels is cut off, their outputs must be equal in the middle, as far from the edge
-# as the network can see.
+# **The two forms agree where they should.** Away from the border, a padded U-Net sees
+# the same pixels as a valid one. With the same weights, and an input whose margin of
+# 92 pixels is cut off, their outputs must be equal in the middle, as far from the
+# edge as the network can see.
 
 # %%
 valid = UNet(width=4, padded=False).eval()
@@ -435,14 +442,14 @@ assert torch.allclose(inside, same, atol=1e-4)
 # %% [markdown]
 # ## Any image, tile by tile
 #
-# A valid U-Net eats 92 pixels on every side. The overlap-tile strategy adds them before:
-# the image is mirrored at its borders, cut into overlapping inputs, and
-# each input yields a tile of output that is exact up to its edge.
+# A valid U-Net eats 92 pixels on every side. The overlap-tile strategy adds them
+# before: the image is mirrored at its borders, cut into overlapping inputs, and each
+# input yields a tile of output that is exact up to its edge.
 #
-# There is a catch that the paper does not mention. Max pooling lays a grid of 16 by 16
-# pixels over its input. If the next tile starts at a pixel that is no multiple
-# of 16 away, the grid lies elsewhere, and the same pixel gets another value. The paper's tile of
-# 388 is $16 \cdot 24 + 4$. So we move on by 384 and drop the last 4.
+# There is a catch that the paper does not mention. Max pooling lays a grid of 16 by
+# 16 pixels over its input. If the next tile starts at a pixel that is no multiple of
+# 16 away, the grid lies elsewhere, and the same pixel gets another value. The paper's
+# tile of 388 is $16 \cdot 24 + 4$. So we move on by 384 and drop the last 4.
 
 
 # %% tags=["model"]
@@ -482,8 +489,8 @@ def predict_tiles(model, image, tile=388, step=None):
 
 # %% [markdown]
 # Is it seamless? One tile large enough for everything is the prediction in one piece.
-# We compare it with small tiles, with tiles on a shifted grid, and with the
-# shortcut that a padded network tempts to: cut the image up, predict the pieces, put them
+# We compare it with small tiles, with tiles on a shifted grid, and with the shortcut
+# that a padded network tempts to: cut the image up, predict the pieces, put them
 # together. The weights are random, because seams do not wait for training.
 
 # %%
@@ -512,7 +519,7 @@ differences = {
     "padded network, cut in pieces": (pieces - padded_whole).abs().amax(0),
 }
 scale = whole.std().item()
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.9))
+fig, axes = plotting.figure(1, 3, 8, 3.0)
 for ax, (name, difference) in zip(axes, differences.items()):
     picture = ax.imshow(difference / scale, vmin=0, vmax=0.5, cmap="magma")
     ax.set_title(f"{name}\nlargest: {difference.max() / scale:.1e}", fontsize=10)
@@ -529,21 +536,22 @@ assert not torch.allclose(shifted, whole, atol=1e-2 * scale)
 # %% [markdown]
 # ## The data
 #
-# The slices are serial section electron micrographs of the ventral nerve cord of a first
-# instar *Drosophila* larva {cite:p}`cardona2010integrated`, the training set of the
-# ISBI 2012 challenge {cite:p}`arganda2015crowdsourcing`: 30 grey images of 512 by 512
-# pixels, with every membrane drawn by hand. They are free for research and
-# teaching, with citation. The labels of the challenge's own test set are secret, so we hold out
-# the last six slices. Neighbouring slices resemble each other, and a random choice would
-# leak them into training; a block at the end only touches at one place.
+# The slices are serial section electron micrographs of the ventral nerve cord of a
+# first instar *Drosophila* larva {cite:p}`cardona2010integrated`, the training set of
+# the ISBI 2012 challenge {cite:p}`arganda2015crowdsourcing`: 30 grey images of 512 by
+# 512 pixels, with every membrane drawn by hand. They are free for research and
+# teaching, with citation. The labels of the challenge's own test set are secret, so
+# we hold out the last six slices. Neighbouring slices resemble each other, and a
+# random choice would leak them into training; a block at the end only touches at one
+# place.
 #
-# Without the files, and without a network, this page runs on an embedded
-# stand-in: drawn cells with membranes, organelles and noise.
+# Without the files, and without a network, this page runs on an embedded stand-in:
+# drawn cells with membranes, organelles and noise.
 
 # %%
 membrane_share = (train_set.labels == MEMBRANE).float().mean().item()
-glue("membrane_share", f"{membrane_share:.0%}")
-fig, axes = plt.subplots(2, 4, figsize=(11, 5.6))
+glue(membrane_share=membrane_share)
+fig, axes = plotting.figure(2, 4, 8, 4.3)
 for column, index in enumerate([0, 8, 16, 23]):
     axes[0, column].imshow(train_set.images[index, 0], cmap="gray")
     axes[0, column].set_title(f"slice {index}", fontsize=10)
@@ -561,18 +569,18 @@ show(
 print(train_set.citation, train_set.licence, sep="\n")
 
 # %% [markdown]
-# Membranes cover {glue:text}`membrane_share` of the pixels. A network that never
-# predicts one is right nearly four times out of five, which is why pixel accuracy
-# alone says little here. Organelles are dark lines too, and must *not* be found.
+# Membranes cover {glue:text}`membrane_share:.0%` of the pixels. A network that never
+# predicts one is right on all the others, which is why pixel accuracy alone says
+# little here. Organelles are dark lines too, and must *not* be found.
 
 # %% [markdown]
 # ### Elastic deformation
 #
 # The paper draws a random displacement at each point of a coarse 3 by 3 grid over the
-# image, normal with a standard deviation of 10 pixels, and interpolates in
-# between with bicubic splines. `Augment` in `utils/data/augment.py` does just that. It
-# composes the displacement with flips, rotation and zoom into one field of coordinates, and
-# resamples once: images bilinear, labels by nearest neighbour.
+# image, normal with a standard deviation of 10 pixels, and interpolates in between
+# with bicubic splines. `Augment` in `utils/data/augment.py` does just that. It
+# composes the displacement with flips, rotation and zoom into one field of
+# coordinates, and resamples once: images bilinear, labels by nearest neighbour.
 
 # %%
 extent = train_set.images.shape[-1]
@@ -591,7 +599,7 @@ for name, augment in {"": None, "10 px": bend, "25 px": stronger}.items():
             chance = torch.Generator().manual_seed(4)
             moved, _ = augment(picture, train_set.labels[:1], generator=chance)
             panels[f"{kind}, {name}"] = moved[0, 0]
-fig, axes = plt.subplots(2, 3, figsize=(9, 6.2))
+fig, axes = plotting.figure(2, 3, 7, 5.0)
 for ax, name in zip(axes.T.flat, panels):
     ax.imshow(panels[name], cmap="gray")
     ax.set_title(name, fontsize=10)
@@ -606,8 +614,8 @@ show(
 # ### The border weight map
 #
 # $d_1$ and $d_2$ need the distance of every pixel to every cell, and keep the two
-# smallest. Five $\sigma$ away a cell no longer counts, so we only look around each one.
-# Cells are the connected components of the label.
+# smallest. Five $\sigma$ away a cell no longer counts, so we only look around each
+# one. Cells are the connected components of the label.
 
 
 # %% tags=["model"]
@@ -655,7 +663,7 @@ border = torch.stack(
 balance = class_weights(train_set.labels)
 weights = balance[train_set.labels.long()] + border  # w = w_c + w_0 exp(...)
 
-fig, axes = plt.subplots(1, 3, figsize=(12, 4))
+fig, axes = plotting.figure(1, 3, 8, 2.8)
 axes[0].imshow(train_set.images[0, 0], cmap="gray")
 axes[0].set_title("slice")
 axes[1].imshow(train_set.labels[0], cmap="gray")
@@ -670,14 +678,16 @@ show(
     alt="A slice, its label, and the weight of each pixel in the loss: bright along "
     "thin membranes between two cells, dim inside cells and in thick membranes.",
 )
-glue("weight_cell", f"{weights[train_set.labels == CELL].median():.1f}")
-glue("weight_membrane", f"{weights[train_set.labels == MEMBRANE].median():.1f}")
-glue("weight_largest", f"{weights.max():.1f}")
+glue(
+    weight_cell=weights[train_set.labels == CELL].median(),
+    weight_membrane=weights[train_set.labels == MEMBRANE].median(),
+    weight_largest=weights.max(),
+)
 
 # %% [markdown]
-# Half of all cell pixels weigh at most {glue:text}`weight_cell`, half of all membrane
-# pixels at least {glue:text}`weight_membrane`, and the thinnest gaps up to
-# {glue:text}`weight_largest`.
+# Half of all cell pixels weigh at most {glue:text}`weight_cell:.1f`, half of all
+# membrane pixels at least {glue:text}`weight_membrane:.1f`, and the thinnest gaps up
+# to {glue:text}`weight_largest:.1f`.
 
 
 # %% tags=["model"]
@@ -693,12 +703,12 @@ def weighted_cross_entropy(logits, labels, weights):
 # %% [markdown]
 # ## Train it
 #
-# The paper trains the valid network of full width with SGD, momentum 0.99 and one large tile
-# per step, for ten hours on a GPU of its time. Scaled down: the padded form
-# (it wastes no pixels on margins), {glue:text}`width` channels in the first level,
-# crops of {glue:text}`crop` pixels, AdamW with a poly schedule, and
-# {glue:text}`steps` steps. Loss, weight map, initialisation, dropout and deformation
-# are the paper's.
+# The paper trains the valid network of full width with SGD, momentum 0.99 and one
+# large tile per step, for ten hours on a GPU of its time. Scaled down: the padded
+# form (it wastes no pixels on margins), {glue:text}`width` channels in the first
+# level, crops of {glue:text}`crop` pixels, AdamW with a poly schedule, and
+# {glue:text}`steps:,` steps. Loss, weight map, initialisation, dropout and
+# deformation are the paper's.
 #
 # `fit` in `utils/training.py` is the loop every chapter uses. At its heart stands
 #
@@ -709,8 +719,9 @@ def weighted_cross_entropy(logits, labels, weights):
 # optimizer.step()
 # ```
 #
-# and around it a progress bar, mixed precision on a GPU, the best weights by validation
-# score, and a checkpoint: interrupt the cell, run it again, and it goes on where it was.
+# and around it a progress bar, mixed precision on a GPU, the best weights by
+# validation score, and a checkpoint: interrupt the cell, run it again, and it goes on
+# where it was.
 
 # %%
 SETTINGS = runtime.choose(
@@ -718,8 +729,7 @@ SETTINGS = runtime.choose(
     cpu=dict(width=16, crop=192, batch=4, steps=2200, every=275),
     smoke=dict(width=4, crop=64, batch=2, steps=6, every=3),
 )
-for key in ("width", "crop", "steps"):
-    glue(key, f"{SETTINGS[key]:,}")
+glue(**{key: SETTINGS[key] for key in ("width", "crop", "steps")})
 
 
 def membrane_dice(model):
@@ -808,9 +818,11 @@ def train(
 
 # %%
 model, history = train("main", **SETTINGS)
-glue("parameters", f"{sum(p.numel() for p in model.parameters()):,}")
-glue("train_minutes", runtime.minutes(history.seconds))
-glue("device", runtime.device_name())
+glue(
+    parameters=sum(p.numel() for p in model.parameters()),
+    train_minutes=history.seconds / 60,
+    device=runtime.device_name(),
+)
 fig = plotting.curves({"U-Net": history}, score="membrane Dice")
 show(fig, alt="Loss over the steps, falling, and membrane Dice on the validation "
      "slices, rising and then flat.")  # fmt: skip
@@ -820,16 +832,17 @@ show(fig, alt="Loss over the steps, falling, and membrane Dice on the validation
 #
 # Two scores, because they ask different things. **Dice** of the membranes asks about
 # pixels. The **adapted Rand error** asks about cells: take two pixels; does the
-# prediction agree with the truth on whether they lie in the same cell? A gap of three pixels
-# in a membrane hardly moves Dice and merges two cells. Cells are the connected components
-# of everything above a threshold on $p(\text{cell})$.
+# prediction agree with the truth on whether they lie in the same cell? A gap of three
+# pixels in a membrane hardly moves Dice and merges two cells. Cells are the connected
+# components of everything above a threshold on $p(\text{cell})$.
 #
-# The paper averages its challenge entry over 7 rotated versions of the
-# input. We average over the 8 flips and quarter turns of a square.
+# The paper averages its challenge entry over 7 rotated versions of the input. We
+# average over the 8 flips and quarter turns of a square.
 #
-# A score may not choose its own threshold on the slices it is reported on, so the threshold is the
-# one with the best membrane Dice on six *training* slices. Beside it stands the best of
-# the whole sweep on the validation slices, which is how the challenge itself ranked Rand errors.
+# A score may not choose its own threshold on the slices it is reported on, so the
+# threshold is the one with the best membrane Dice on six *training* slices. Beside it
+# stands the best of the whole sweep on the validation slices, which is how the
+# challenge itself ranked Rand errors.
 
 # %%
 THRESHOLDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -862,8 +875,8 @@ def best_rand(table):
     return min(table, key=lambda t: table[t]["rand"])
 
 
-some_train = data.Dataset(
-    **{**vars(train_set), "images": train_set.images[::4], "labels": train_set.labels[::4]}
+some_train = replace(
+    train_set, images=train_set.images[::4], labels=train_set.labels[::4]
 )
 with torch.inference_mode():
     single = cell_probability(model, val_set).cpu()
@@ -875,15 +888,17 @@ table = sweep(probability, val_set.labels)
 chosen, finest = table[threshold], table[best_rand(table)]
 plain = sweep(single, val_set.labels)
 
-glue("threshold", f"{threshold}")
-glue("dice_membrane", f"{chosen['dice']:.3f}")
-glue("pixel_error", f"{chosen['pixel_error']:.3f}")
-glue("rand_chosen", f"{chosen['rand']:.3f}")
-glue("rand_best", f"{finest['rand']:.3f}")
-glue("rand_threshold", f"{best_rand(table)}")
-glue("rand_single", f"{plain[best_rand(plain)]['rand']:.3f}")
-glue("dice_single", f"{plain[best_dice(plain)]['dice']:.3f}")
-glue("dice_best", f"{table[best_dice(table)]['dice']:.3f}")
+glue(
+    threshold=threshold,
+    dice_membrane=chosen["dice"],
+    pixel_error=chosen["pixel_error"],
+    rand_chosen=chosen["rand"],
+    rand_best=finest["rand"],
+    rand_threshold=best_rand(table),
+    rand_single=plain[best_rand(plain)]["rand"],
+    dice_single=plain[best_dice(plain)]["dice"],
+    dice_best=table[best_dice(table)]["dice"],
+)
 
 Markdown(
     "| | Dice | IoU |\n| --- | --- | --- |\n"
@@ -895,20 +910,21 @@ Markdown(
 
 # %% [markdown]
 # With the threshold {glue:text}`threshold` from the training slices: pixel error
-# {glue:text}`pixel_error`, adapted Rand error {glue:text}`rand_chosen`. The best Rand
-# error of the sweep is {glue:text}`rand_best`, at {glue:text}`rand_threshold`. Without the
-# average over flips and turns it would be {glue:text}`rand_single`; the best membrane Dice
-# of the sweep is {glue:text}`dice_single` without the average and
-# {glue:text}`dice_best` with it.
+# {glue:text}`pixel_error:.3f`, adapted Rand error {glue:text}`rand_chosen:.3f`. The
+# best Rand error of the sweep is {glue:text}`rand_best:.3f`, at
+# {glue:text}`rand_threshold`. Without the average over flips and turns it would be
+# {glue:text}`rand_single:.3f`; the best membrane Dice of the sweep is
+# {glue:text}`dice_single:.3f` without the average and {glue:text}`dice_best:.3f` with
+# it.
 #
-# Two cautions. The checkpoint with the best validation score was kept, and the
-# same slices give the scores here, so these are slightly too good; with 30 labelled images we
-# chose not to split three ways. And none of these numbers can be laid beside the
+# Two cautions. The checkpoint with the best validation score was kept, and the same
+# slices give the scores here, so these are slightly too good; with 30 labelled images
+# we chose not to split three ways. And none of these numbers can be laid beside the
 # paper's, which were computed on the challenge's own test slices.
 #
 # Move the threshold and watch cells merge and fall apart. Each colour is one
-# connected component. At a low threshold, membranes have holes and colours flow together; at a
-# high one, cells shrink and split.
+# connected component. At a low threshold, membranes have holes and colours flow
+# together; at a high one, cells shrink and split.
 
 # %%
 window = runtime.choose(gpu=320, cpu=320, smoke=96)
@@ -921,7 +937,7 @@ def colour_cells(threshold):
     cells = cells[:window, :window]
     colours = np.where(cells[..., None] > 0, palette[cells % len(palette)], 0)
     picture = 0.45 * explained.numpy()[..., None] + 0.55 * colours
-    fig, ax = plt.subplots(figsize=(4.2, 4.5))
+    fig, ax = plotting.figure(1, 1, 4.2, 4.6)
     ax.imshow(picture.astype(np.uint8))
     row = table[threshold]
     ax.set_title(
@@ -942,8 +958,8 @@ plotting.explorer(
 )
 
 # %% [markdown]
-# The slice with the best Rand error above, the one with the worst below. In the last column,
-# red pixels were predicted as the other class.
+# The slice with the best Rand error above, the one with the worst below. In the last
+# column, red pixels were predicted as the other class.
 
 # %%
 final = (probability > threshold).long()
@@ -967,21 +983,21 @@ show(
 )
 
 # %% [markdown]
-# Most errors are one or two pixels of thickness along membranes that were found; two people
-# who draw by hand would differ there as well. What costs Rand error are the
-# membranes that run parallel to the cut and fade into a grey smear, and the organelles
-# that look like membranes.
+# Most errors are one or two pixels of thickness along membranes that were found; two
+# people who draw by hand would differ there as well. What costs Rand error are the
+# membranes that run parallel to the cut and fade into a grey smear, and the
+# organelles that look like membranes.
 
 # %% [markdown]
 # ## Do the claims hold?
 #
 # Three claims of the paper can be tested here: that deformation lets a few images
-# suffice, that the way across is needed to localise, and that the weight map separates
-# touching cells. Every run below is the same small network
-# ({glue:text}`small_width` channels in the first level, {glue:text}`small_steps` steps) with one thing
-# changed, on {glue:text}`seed_count` seeds. Scores are the best of the same sweep of
-# thresholds for every run, without averaging over flips. These trainings are far too short
-# for good scores; they are long enough to compare.
+# suffice, that the way across is needed to localise, and that the weight map
+# separates touching cells. Every run below is the same small network
+# ({glue:text}`small_width` channels in the first level, {glue:text}`small_steps`
+# steps) with one thing changed, on {glue:text}`seed_count` seeds. Scores are the best
+# of the same sweep of thresholds for every run, without averaging over flips. These
+# trainings are far too short for good scores; they are long enough to compare.
 #
 # Each finished run stays on disk. Interrupt this cell whenever you like.
 
@@ -1002,9 +1018,11 @@ VARIANTS = {
     "2 slices": dict(slices=2),
     "2 slices, no elastic deformation": dict(slices=2, elastic=0.0),
 }
-glue("small_width", f"{EXPERIMENT['width']}")
-glue("small_steps", f"{EXPERIMENT['steps']}")
-glue("seed_count", f"{len(SEEDS)}")
+glue(
+    small_width=EXPERIMENT["width"],
+    small_steps=EXPERIMENT["steps"],
+    seed_count=len(SEEDS),
+)
 
 
 def measure(name, change, seed):
@@ -1037,7 +1055,7 @@ Markdown(
 # Mean over the seeds, lowest and highest in brackets. The same as a picture:
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.1, 1, 1))
+fig, axes = plotting.figure(1, 3, 8, 3.0, width_ratios=(1.1, 1, 1))
 counts = [2, 6, 24]
 for suffix, name, colour in [
     ("", "with elastic deformation", "#d9822b"),
@@ -1051,7 +1069,7 @@ for suffix, name, colour in [
 axes[0].set(xscale="log", xlabel="training slices", ylabel="membrane Dice")
 axes[0].set_xticks(counts, counts)
 axes[0].minorticks_off()
-axes[0].legend(frameon=False)
+axes[0].legend()
 names = list(VARIANTS)[:4]
 for column, (ax, title) in enumerate(
     zip(axes[1:], ["membrane Dice (higher is better)", "Rand error (lower is better)"])
@@ -1063,7 +1081,6 @@ for column, (ax, title) in enumerate(
     ax.set_yticks(range(4), names if column == 0 else [""] * 4)
     ax.set_ylim(3.5, -0.5)
     ax.set_title(title, fontsize=10)
-fig.tight_layout()
 show(
     fig,
     alt="Left: membrane Dice against the number of training slices, with and without "
@@ -1072,20 +1089,20 @@ show(
 )
 
 # %% [markdown]
-# What the runs say, read off by the rule "better in the mean, and better for every pair of
-# seeds" (clear), "better in the mean only" (a hint), or neither:
+# What the runs say, read off by the rule "better in the mean, and better for every
+# pair of seeds" (clear), "better in the mean only" (a hint), or neither:
 
 
 # %%
 def verdict(claim, name, without, column):
     """One sentence on whether `name` beats `without`, by Dice (0) or Rand error (1)."""
     a, b = results[name][:, column], results[without][:, column]
-    gain = (a - b) if column == 0 else (b - a)
+    gain = (a.mean() - b.mean()) * (1 if column == 0 else -1)
     apart = a.min() > b.max() if column == 0 else a.max() < b.min()
     means = f"{('Dice', 'Rand error')[column]} {a.mean():.3f} against {b.mean():.3f}"
     if apart:
         return f"**{claim}**: shows clearly. {means}; every seed agrees."
-    if gain.mean() > 0:
+    if gain > 0:
         return f"**{claim}**: a hint. {means}, but the seeds overlap."
     return f"**{claim}**: does not show here. {means}."
 
@@ -1095,22 +1112,21 @@ sentences = [
     verdict("Skips restore localisation", paper_way, "no skips", 0),
     verdict("The weight map separates cells", paper_way, "no weight map", 1),
     verdict("Elastic deformation, 24 slices", paper_way, "no elastic deformation", 0),
-    verdict(
-        "Elastic deformation, 6 slices", "6 slices", "6 slices, no elastic deformation", 0
-    ),
-    verdict(
-        "Elastic deformation, 2 slices", "2 slices", "2 slices, no elastic deformation", 0
+    *(
+        verdict(f"Elastic deformation, {n}", n, f"{n}, no elastic deformation", 0)
+        for n in ("6 slices", "2 slices")
     ),
     verdict("More slices help, 24 against 2", paper_way, "2 slices", 0),
 ]
 Markdown("\n".join(f"- {sentence}" for sentence in sentences))
 
 # %% [markdown]
-# Read this with the size of the runs in mind. A short training has not yet begun to overfit,
-# and overfitting is what deformation is for: it costs at first and
-# pays later. Flips, turns and zoom were on in every run, so this asks what elastic deformation adds
-# to them, not what augmentation is worth. And the best threshold was chosen for
-# every run, which already undoes part of what a loss without weights gets wrong.
+# Read this with the size of the runs in mind. A short training has not yet begun to
+# overfit, and overfitting is what deformation is for: it costs at first and pays
+# later. Flips, turns and zoom were on in every run, so this asks what elastic
+# deformation adds to them, not what augmentation is worth. And the best threshold was
+# chosen for every run, which already undoes part of what a loss without weights gets
+# wrong.
 
 # %% [markdown]
 # ## Where we differ
@@ -1167,8 +1183,8 @@ Markdown("\n".join(f"- {sentence}" for sentence in sentences))
 #
 # ## Summary
 #
-# - A classifier's resolution is too coarse for thin things, and no cleverness afterwards brings
-#   it back: the features of the way down have to come across.
+# - A classifier's resolution is too coarse for thin things, and no cleverness
+#   afterwards brings it back: the features of the way down have to come across.
 # - Valid convolutions cost a margin, and make prediction by tiles exact, as long as
 #   the step is a multiple of 16.
 # - The weight map turns "separate touching cells" into a number for each pixel.
@@ -1176,8 +1192,8 @@ Markdown("\n".join(f"- {sentence}" for sentence in sentences))
 #
 # ## Exercises
 #
-# **1. Another size.** You want an output of at least 512 by 512 pixels from the valid network in
-# one piece. Which input size do you need, and what does it give?
+# **1. Another size.** You want an output of at least 512 by 512 pixels from the valid
+# network in one piece. Which input size do you need, and what does it give?
 
 # %% [markdown]
 # ```{dropdown} Solution
@@ -1192,8 +1208,8 @@ print(side, "->", out.shape[-1])
 
 # %% [markdown]
 # **2. How far does it see?** Find the receptive field of one output pixel: set a
-# gradient of one at the pixel, run it back to the input, and see where it arrives. Is the
-# picture a flat square?
+# gradient of one at the pixel, run it back to the input, and see where it arrives. Is
+# the picture a flat square?
 
 # %% [markdown]
 # ```{dropdown} Solution
@@ -1211,7 +1227,7 @@ probe(x)[0, 0, 98, 98].backward()
 seen = x.grad[0, 0] != 0
 box = [int(seen.any(axis).sum()) for axis in (0, 1)]
 print(f"receptive field: {box[0]} x {box[1]} pixels, {int(seen.sum())} of them used")
-fig, ax = plt.subplots(figsize=(3.6, 3.4))
+fig, ax = plotting.figure(1, 1, 3.6, 3.5)
 ax.imshow(x.grad[0, 0].clamp(min=1e-12).log10(), cmap="magma")
 ax.set_title("log10 of the gradient", fontsize=10)
 ax.axis("off")
@@ -1219,14 +1235,14 @@ show(fig, alt="Gradient of one output pixel at the input: a square with a bright
      "middle and the traces of the pooling grid.")  # fmt: skip
 
 # %% [markdown]
-# **3. A ReLU on the logits.** tf_unet's last layer ends in a ReLU. Show on random logits
-# which share of pixels then gets no gradient at all, and say why it matters.
+# **3. A ReLU on the logits.** tf_unet's last layer ends in a ReLU. Show on random
+# logits which share of pixels then gets no gradient at all, and say why it matters.
 
 # %% [markdown]
 # ```{dropdown} Solution
-# Where both logits are negative, the ReLU makes both zero: the answer is one half for either class, and
-# the gradient is zero, so these pixels can never be learned out of it. For logits
-# that are symmetric around zero that is a quarter of all pixels.
+# Where both logits are negative, the ReLU makes both zero: the answer is one half for
+# either class and the gradient is zero, so the loss cannot move these pixels. For
+# logits that are symmetric around zero and independent, that is a quarter of all.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1238,8 +1254,8 @@ print(f"share of pixels without any gradient: {dead:.3f}")
 assert abs(dead - 0.25) < 0.01
 
 # %% [markdown]
-# **4. Two classes, one logit.** Prove that the softmax cross-entropy over two classes is
-# the binary cross-entropy of the *difference* of the two logits, and check it.
+# **4. Two classes, one logit.** Prove that the softmax cross-entropy over two classes
+# is the binary cross-entropy of the *difference* of the two logits, and check it.
 
 # %% [markdown]
 # ```{dropdown} Solution
@@ -1256,12 +1272,14 @@ assert torch.allclose(two, one)
 
 # %% [markdown]
 # **5. Where is the border worth its weight?** Set $w_0 = 50$ in `border_weights` and
-# train the small network again. What happens to the best threshold, and to the Rand error?
+# train the small network again. What happens to the best threshold, and to the Rand
+# error?
 
 # %% [markdown]
 # ```{dropdown} Solution
-# Pixels close to two cells now decide nearly alone what is learned. What happens far from any border
-# hardly counts, so look for false membranes inside large cells. The numbers are below.
+# Pixels close to two cells now decide nearly alone what is learned. What happens far
+# from any border hardly counts, so look for false membranes inside large cells. The
+# numbers are below.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1275,7 +1293,7 @@ print(f"Rand error {found[best_rand(found)]['rand']:.3f}")
 print(f"w0 = 10: Rand error {results[paper_way][0, 1]:.3f} with the same seed")
 
 # %% tags=["hide-cell"]
-glue("page_minutes", runtime.minutes(time.perf_counter() - page_start))
+glue(page_minutes=(time.perf_counter() - page_start) / 60)
 
 # %% [markdown]
 # ## References
