@@ -61,8 +61,8 @@ def boundary_f1(prediction, target, classes, tolerance=2, ignore=None):
 
     The boundary of a class is its pixels with a direct neighbour of another class; the
     border of the image and ignored pixels make no boundary. A boundary pixel is matched
-    if the other map has one at most `tolerance` pixels away. F1 joins precision (matched
-    share of the predicted boundary) and recall (matched share of the true one).
+    if the other map has one at most `tolerance` pixels away. F1 joins precision (the
+    matched share of the predicted boundary) and recall (that of the true one).
     Maps are (H, W) or (B, H, W); the score is the mean over the images in which the
     class has a boundary in truth or prediction, nan where there is no such image.
 
@@ -71,7 +71,8 @@ def boundary_f1(prediction, target, classes, tolerance=2, ignore=None):
     """
     prediction, target = _pair(prediction, target)
     if target.ndim not in (2, 3):
-        raise ValueError(f"expected (H, W) or (B, H, W), got {tuple(target.shape)}")
+        shape = tuple(target.shape)
+        raise ValueError(f"expected (H, W) or (B, H, W), got {shape}")
     counted = torch.ones_like(target, dtype=torch.bool)
     if ignore is not None:
         counted = target != ignore

@@ -1,0 +1,58 @@
+"""Gives tests and other chapters the network that a chapter builds on its page."""
+
+import functools
+import json
+import re
+import sys
+import types
+
+from utils import runtime
+
+TAGS = re.compile(r"tags=(\[.*?\])")
+
+
+@functools.cache
+def load(name):
+    """The definitions in the cells tagged `model` of a chapter: load("unet").UNet.
+
+    Nothing else of the chapter runs, so that there is no training. Returns a module.
+    An unknown chapter, or one without such cells: ValueError.
+    """
+    path = runtime.root() / "chapters" / f"{name}.py"
+    if not path.is_file():
+        raise ValueError(f"there is no chapter {name!r}, only: {', '.join(names())}")
+    source = model_source(path.read_text(encoding="utf-8"))
+    if not source.strip():
+        raise ValueError(f"{path.name} has no cell tagged `model`")
+    module = types.ModuleType(f"chapters.{name}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    except BaseException as error:
+        del sys.modules[module.__name__]
+        if isinstance(error, NameError):
+            error.add_note(f"Tag the cell of {path.name} that defines it `model` too.")
+        raise
+    return module
+
+
+def names():
+    """The chapters that there are, in alphabetical order."""
+    return sorted(path.stem for path in (runtime.root() / "chapters").glob("*.py"))
+
+
+def model_source(text):
+    """A chapter's text with all lines blank but those of the cells tagged `model`.
+
+    The lines keep their numbers: tracebacks and inspect.getsource find them in the file.
+    """
+    kept, lines = False, []
+    for line in text.splitlines():
+        if line.startswith("# %%"):
+            tags = TAGS.search(line)
+            kept = tags is not None and "model" in json.loads(tags[1])
+            lines.append("")
+        else:
+            lines.append(line if kept else "")
+    return "\n".join(lines) + "\n"
