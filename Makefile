@@ -14,7 +14,8 @@ PAGE := _build/html/index.html
 .PHONY: book test run sync repo clean
 
 # OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
-book: $(VENV)/reader $(if $(OFFLINE),.vendor/ready)
+book: $(VENV)/reader
+	$(if $(OFFLINE),$(BIN)/python tools/vendor.py)
 	SEGBOOK_OFFLINE=$(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going -n
 	@echo "The book is ready, open: file://$(CURDIR)/$(PAGE)"
 
@@ -50,8 +51,4 @@ $(VENV)/reader: requirements.txt
 
 $(VENV)/developer: requirements-dev.txt $(VENV)/reader
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
-	@touch $@
-
-.vendor/ready: tools/vendor.py _ext/book_scripts.py
-	$(PYTHON) tools/vendor.py
 	@touch $@

@@ -1,7 +1,7 @@
 """Fetches MathJax and the widgets' scripts with npm into .vendor/, for OFFLINE=1.
 
 Only what the pages load is kept, in the layout that `_ext/book_scripts.py`
-copies into the built site. Run by `make book OFFLINE=1`.
+copies into the built site. Does nothing where they lie there already.
 """
 
 import shutil
@@ -60,6 +60,10 @@ def unpack(archive, script, target):
 
 
 def main():
+    versions = "".join(f"{script.package}@{script.version}\n" for script in KEEP)
+    done = VENDOR / "versions.txt"  # written last
+    if done.is_file() and done.read_text() == versions:
+        return
     shutil.rmtree(VENDOR, ignore_errors=True)
     for script in KEEP:
         with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +72,7 @@ def main():
     for font in (VENDOR / WIDGETS.package / "dist").glob("*.woff2"):
         shutil.copy(font, VENDOR / "@jupyter-widgets")
     (VENDOR / "paths.js").write_text(PATHS)
+    done.write_text(versions)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,319 @@
+"""The built pages in a browser, as a reader meets them.
+
+The book is built to need no other host and served on this machine. Every page
+of the contents goes through the same checks.
+"""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from conftest import ROOT, chapters, need, pages
+from playwright.sync_api import sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SWITCHES = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]
+every_page = pytest.mark.parametrize("name", pages())
+every_chapter = pytest.mark.parametrize("name", chapters())
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Serves the built book on this machine; gives the address."""
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    need(path, "Chromium is missing (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page opened by a reader, with what went wrong while it loaded."""
+
+    def __init__(self, browser, address, name, width=1280, scheme="light"):
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
+        self.context.set_default_timeout(30_000)
+        self.page = self.context.new_page()
+        self.errors, self.elsewhere = [], []
+        self.page.on("console", self.hear)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", self.watch)
+        self.page.on("response", self.check)
+        self.address = address
+        self.page.goto(f"{address}{name}.html", wait_until="load")
+        self.settle()
+
+    def hear(self, message):
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def watch(self, request):
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def check(self, response):
+        if response.status >= 400:
+            self.errors.append(f"{response.status} {response.url}")
+
+    def settle(self):
+        """Waits until maths and widgets are there."""
+        page = self.page
+        if page.locator("div.math, span.math").count():
+            page.wait_for_function("window.MathJax?.startup?.promise")
+            page.evaluate("MathJax.startup.promise.then(() => true)")
+        views = page.locator("script[type='application/vnd.jupyter.widget-view+json']")
+        if views.count():
+            page.wait_for_function(
+                "n => document.querySelectorAll('.widget-subarea .jupyter-widgets')"
+                ".length >= n",
+                arg=views.count(),
+            )
+        page.wait_for_load_state("networkidle")
+
+
+@pytest.fixture(scope="module")
+def visit(browser, address):
+    """visit(name, width=…, scheme=…) opens each kind of page once."""
+    visits = {}
+
+    def open_page(name, **how):
+        key = (name, *sorted(how.items()))
+        if key not in visits:
+            visits[key] = Visit(browser, address, name, **how)
+        return visits[key]
+
+    yield open_page
+    for one in visits.values():
+        one.context.close()
+
+
+@every_page
+def test_no_error_and_no_other_host(visit, name):
+    seen = visit(name)
+    assert seen.errors == []
+    assert seen.elsewhere == []
+
+
+@every_page
+def test_images_are_decoded_and_described(visit, name):
+    images = visit(name).page.evaluate(
+        """() => Promise.all([...document.querySelectorAll('.bd-article img')].map(
+          async image => {
+            image.loading = 'eager';
+            const decoded = await image.decode().then(() => true, () => false);
+            const widget = image.matches('.jupyter-widgets');
+            return [image.src.slice(0, 120), decoded, widget, image.alt];
+          }))"""
+    )
+    assert images or name not in chapters()
+    for source, decoded, widget, alt in images:
+        assert decoded, source
+        described = widget or (alt and not alt.endswith((".png", ".svg", ".webp")))
+        assert described, f"no alternative text: {source} (see CONTRIBUTING.md)"
+
+
+@every_page
+def test_maths_is_rendered(visit, name):
+    formulas, rendered, failed = visit(name).page.evaluate(
+        """() => ['.math', '.math mjx-container', 'mjx-merror, [data-mjx-error]'].map(
+          selector => document.querySelectorAll(selector).length)"""
+    )
+    assert rendered >= formulas
+    assert failed == 0
+    assert formulas or name not in chapters()
+
+
+@every_chapter
+def test_explorers_move_without_a_kernel(visit, name):
+    page = visit(name).page
+    outputs = page.locator(".cell_output:has(.widget-slider):has(img)")
+    assert outputs.count(), "a chapter has at least one explorer"
+    for output in outputs.all():
+        shown = "e => [...e.querySelectorAll('img')].find(i => i.checkVisibility()).src"
+        before = output.evaluate(shown)
+        handle = output.locator(".noUi-handle").first
+        at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute(
+            "aria-valuemax"
+        )
+        handle.focus()
+        page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+        page.wait_for_function(
+            f"([e, before]) => ({shown})(e) !== before",
+            arg=[output.element_handle(), before],
+        )
+
+
+@every_page
+def test_fits_a_phone(visit, name):
+    page = visit(name, width=390).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    clipped = page.evaluate(
+        """() => [...document.querySelectorAll('.bd-article .jupyter-widgets')]
+          .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390)
+          .map(e => e.className)"""
+    )
+    assert clipped == []
+
+
+# The lowest contrast of any text in the article: [ratio, the text].
+CONTRAST = """() => {
+  const paint = document.createElement('canvas').getContext('2d',
+    {willReadFrequently: true});
+  const rgba = colour => {
+    paint.clearRect(0, 0, 1, 1);
+    paint.fillStyle = colour;
+    paint.fillRect(0, 0, 1, 1);
+    return [...paint.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = colour => {
+    const [r, g, b] = rgba(colour).slice(0, 3).map(v => v / 255).map(
+      v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const background = e => {
+    for (; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (rgba(colour)[3] > 250) return colour;
+    }
+    return 'white';
+  };
+  const texts = 'p, li, h1, h2, h3, td, th, dt, dd, a, code, figcaption, pre, label';
+  return [...document.querySelectorAll(`.bd-article :is(${texts})`)]
+    .filter(e => e.checkVisibility() && e.innerText.trim() && !e.closest('.headerlink'))
+    .map(e => {
+      const pair = [luminance(getComputedStyle(e).color), luminance(background(e))];
+      const [dark, light] = pair.sort((a, b) => a - b);
+      return [(light + 0.05) / (dark + 0.05), e.innerText.slice(0, 60)];
+    })
+    .reduce((a, b) => a[0] < b[0] ? a : b);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@every_page
+def test_text_is_readable(visit, name, scheme):
+    page = visit(name, scheme=scheme).page
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    ratio, text = page.evaluate(CONTRAST)
+    assert ratio >= 4.5, text
+
+
+@every_chapter
+def test_dark_mode_leaves_pictures_alone(visit, name):
+    filters = visit(name, scheme="dark").page.evaluate(
+        """() => [...document.querySelectorAll('.cell_output img')]
+          .map(image => getComputedStyle(image).filter)"""
+    )
+    assert filters and set(filters) == {"none"}
+
+
+def test_reader_can_switch_to_dark(browser, address):
+    seen = Visit(browser, address, pages()[0])
+    theme = "document.documentElement.dataset.theme"
+    for _ in range(3):  # the button goes round: auto, light, dark
+        if seen.page.evaluate(theme) == "dark":
+            break
+        seen.page.locator(".theme-switch-button").first.click()
+    assert seen.page.evaluate(theme) == "dark"
+    seen.context.close()
+
+
+def test_search_finds_a_chapter(browser, address):
+    seen = Visit(browser, address, "search")
+    seen.page.goto(f"{address}search.html?q=segmentation")
+    seen.page.wait_for_selector("#search-results li a")
+    assert seen.elsewhere == []
+    seen.context.close()
+
+
+@every_chapter
+def test_colab_link_opens_this_notebook(visit, name):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    url = os.environ.get("SEGBOOK_REPOSITORY") or config["repository"]["url"]
+    branch = os.environ.get("SEGBOOK_BRANCH") or config["repository"]["branch"]
+    links = visit(name).page.locator("a[href*='colab.research.google.com']")
+    repository = url.removeprefix("https://github.com/")
+    assert links.first.get_attribute("href") == (
+        f"https://colab.research.google.com/github/{repository}/blob/{branch}/{name}.ipynb"
+    )
+
+
+@every_chapter
+def test_notebook_can_be_downloaded(visit, site, name):
+    link = visit(name).page.locator("a.btn-download-source-button").first
+    path = urlsplit(link.evaluate("a => a.href")).path.lstrip("/")
+    assert path.endswith(".ipynb")
+    assert (site / path).read_bytes() == (ROOT / f"{name}.ipynb").read_bytes()
+
+
+@every_chapter
+def test_page_says_where_its_outputs_come_from(visit, name):
+    notebook = json.loads((ROOT / f"{name}.ipynb").read_text(encoding="utf-8"))
+    stamp = notebook["metadata"]["segbook"]
+    page = visit(name).page
+    line = page.locator(".stamp-line").inner_text()
+    note = page.locator("aside.stamp").inner_text()
+    assert stamp["device"] in line and stamp["date"][:4] in line
+    expected = [stamp["device"], f"profile {stamp['profile']}", *stamp["data"]]
+    expected += [f"torch {stamp['versions']['torch']}", stamp["code_hash"][:12]]
+    for words in expected:
+        assert words in note
+
+
+@every_page
+def test_links_inside_the_book_lead_somewhere(site, name):
+    for link in soup(site, name).select("a[href]"):
+        url = urlsplit(urljoin(f"/{name}.html", link["href"]))
+        if url.scheme or url.netloc:
+            continue
+        target = site / unquote(url.path).lstrip("/")
+        target = target / "index.html" if target.is_dir() else target
+        assert target.is_file(), link["href"]
+        if url.fragment and target.suffix == ".html":
+            page = target.relative_to(site).with_suffix("").as_posix()
+            assert soup(site, page).find(id=unquote(url.fragment)), link["href"]
+
+
+@every_page
+def test_page_is_light(site, name):
+    html = (site / f"{name}.html").stat().st_size
+    sources = {image["src"] for image in soup(site, name).select(".bd-article img[src]")}
+    files = [(site / name).parent / unquote(s) for s in sources if ":" not in s]
+    pictures = sum(path.stat().st_size for path in files)
+    assert html + pictures <= 1.5e6, f"html {html}, pictures {pictures} bytes"
+
+
+@functools.cache
+def soup(site, name):
+    text = (site / f"{name}.html").read_text(encoding="utf-8")
+    # The widgets' state is data: no need to parse it.
+    text = re.sub(r"(?s)(<script[^>]*widget-state\+json[^>]*>).*?</script>", "", text)
+    return BeautifulSoup(text, "html.parser")
