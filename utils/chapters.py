@@ -18,34 +18,41 @@ def load(name):
     Nothing else of the chapter runs, so that there is no training. Returns a module.
     An unknown chapter, or one without such cells: ValueError.
     """
-    path = runtime.root() / "chapters" / f"{name}.py"
-    if not path.is_file():
-        raise ValueError(f"there is no chapter {name!r}, only: {', '.join(names())}")
-    source = model_source(path.read_text(encoding="utf-8"))
+    file = path(name)
+    source = model_source(file.read_text(encoding="utf-8"))
     if not source.strip():
-        raise ValueError(f"{path.name} has no cell tagged `model`")
+        raise ValueError(f"{file.name} has no cell tagged `model`")
     module = types.ModuleType(f"chapters.{name}")
-    module.__file__ = str(path)
+    module.__file__ = str(file)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(source, str(path), "exec"), vars(module))
+        exec(compile(source, str(file), "exec"), vars(module))
     except BaseException as error:
         del sys.modules[module.__name__]
         if isinstance(error, NameError):
-            error.add_note(f"Tag the cell of {path.name} that defines it `model` too.")
+            error.add_note(f"Tag the cell of {file.name} that defines it `model` too.")
         raise
     return module
 
 
+def path(name):
+    """The .py of a chapter; ValueError if there is none."""
+    file = runtime.root() / "chapters" / f"{name}.py"
+    if not file.is_file():
+        known = ", ".join(names()) or "none yet"
+        raise ValueError(f"there is no chapter {name!r}; the chapters: {known}")
+    return file
+
+
 def names():
     """The chapters that there are, in alphabetical order."""
-    return sorted(path.stem for path in (runtime.root() / "chapters").glob("*.py"))
+    return sorted(file.stem for file in (runtime.root() / "chapters").glob("*.py"))
 
 
 def model_source(text):
     """A chapter's text with all lines blank but those of the cells tagged `model`.
 
-    The lines keep their numbers: tracebacks and inspect.getsource find them in the file.
+    The lines keep their numbers, so that tracebacks and inspect find them in the file.
     """
     kept, lines = False, []
     for line in text.splitlines():

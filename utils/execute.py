@@ -1,0 +1,413 @@
+"""Runs a chapter from top to bottom and writes its outputs: python -m utils.execute.
+
+The code is that of chapters/<name>.py; chapters/<name>.ipynb is replaced at once, at
+the end, and only if every cell ran. It gets a stamp that says where its outputs come
+from. The kernel is the Python that runs this module.
+"""
+
+import argparse
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from utils import chapters, runtime
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+LINKS = ("LinkModel", "DirectionalLinkModel")
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+# What the kernel knows about the run, asked after the last cell.
+FACTS = """
+import json, sys
+sys.path.insert(0, {root!r})
+from utils import runtime
+print(json.dumps({{
+    "device": runtime.device_name(),
+    "profile": runtime.profile(),
+    "data": sys.modules["utils.data"].sources_used() if "utils.data" in sys.modules
+    else {{}},
+    "versions": runtime.versions(),
+}}))
+"""
+
+
+def run(name, *, profile=None, source=None, output=None):
+    """Execute a chapter and write the notebook with its outputs and its stamp.
+
+    profile and source: SEGBOOK_PROFILE and SEGBOOK_SOURCE for the kernel. output:
+    another file than chapters/<name>.ipynb. A cell that fails: CellExecutionError, and
+    nothing is written.
+    """
+    notebook = read(name)
+    target = Path(output or chapters.path(name).with_suffix(".ipynb"))
+    client = Client(notebook)
+    environment = dict(os.environ)
+    if profile:
+        environment["SEGBOOK_PROFILE"] = profile
+    if source:
+        environment["SEGBOOK_SOURCE"] = source
+    start = time.monotonic()
+    with client.setup_kernel(cwd=str(chapters.path(name).parent), env=environment):
+        client.run_cells()
+        seconds = time.monotonic() - start
+        facts = client.ask(FACTS.format(root=str(runtime.root())))
+    clean(notebook, client.closed)
+    notebook.metadata["segbook"] = {
+        "date": date.today().isoformat(),
+        "device": facts["device"],
+        "profile": facts["profile"],
+        "data": facts["data"],
+        "seconds": round(seconds),
+        "versions": facts["versions"],
+        "code_hash": code_hash(notebook),
+    }
+    write(notebook, target)
+    return target
+
+
+def read(name):
+    """The chapter's notebook without outputs, as its .py has it."""
+    notebook = jupytext.read(chapters.path(name))
+    kernel = notebook.metadata.get("kernelspec") or {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook.metadata = nbformat.from_dict(
+        {
+            "accelerator": "GPU",  # what Colab is to open the chapter with
+            "jupytext": {"formats": "ipynb,py:percent"},
+            "kernelspec": kernel,
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    seen = {}
+    for cell in notebook.cells:  # an id that stays as long as the cell does
+        digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return notebook
+
+
+def code_hash(notebook):
+    """SHA-256 of the code cells, but for the book's own address in the first one."""
+    digest = hashlib.sha256()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            kept = [line for line in lines if not line.startswith("REPOSITORY = ")]
+            digest.update("\n".join(kept).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def state(name):
+    """Whether the outputs belong to the code: "fresh", or what is wrong."""
+    path = chapters.path(name).with_suffix(".ipynb")
+    if not path.is_file():
+        return "never run"
+    stamp = nbformat.read(path, 4).metadata.get("segbook")
+    if not stamp:
+        return "without a stamp"
+    if stamp["code_hash"] != code_hash(read(name)):
+        return f"stale, the code changed since it ran on {stamp['date']}"
+    return "fresh"
+
+
+def write(notebook, target):
+    """In one step: the file holds the old notebook or the new one, never a part."""
+    nbformat.validate(notebook)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- the kernel and its progress on the terminal
+
+
+class Kernel(AsyncKernelManager):
+    """The Python that runs this module, whatever kernels are installed."""
+
+    @property
+    def kernel_spec(self):
+        launcher = ["-m", "ipykernel_launcher", "--log-level=ERROR", "-f"]
+        return KernelSpec(
+            argv=[sys.executable, *launcher, "{connection_file}"],
+            display_name="Python",
+            language="python",
+        )
+
+
+class Client(NotebookClient):
+    """Tells on the terminal which cell runs, for how long, and its progress bar."""
+
+    def __init__(self, notebook):
+        super().__init__(
+            notebook,
+            kernel_manager_class=Kernel,
+            timeout=None,
+            record_timing=False,
+            store_widget_state=True,
+        )
+        self.closed = set()  # widgets that the kernel has closed
+        self.line = ""
+
+    def run_cells(self):
+        self.reset_execution_trackers()
+        total = sum(cell.cell_type == "code" for cell in self.nb.cells)
+        number = 0
+        for index, cell in enumerate(self.nb.cells):
+            if cell.cell_type == "markdown":
+                for heading in re.findall(r"^##? +(.+)", cell.source, re.MULTILINE):
+                    print(f"\n{heading}", flush=True)
+            if cell.cell_type != "code":
+                continue
+            number += 1
+            self.line = f"cell {number} of {total}"
+            self.rewrite(f"{self.line} …")
+            start = time.monotonic()
+            self.execute_cell(cell, index, execution_count=number)
+            seconds = f"{time.monotonic() - start:.1f} s"
+            self.rewrite("")
+            print(f"{self.line}  {seconds:>8}  {summary(cell)}", flush=True)
+        self.set_widgets_metadata()
+
+    def ask(self, code):
+        """What a piece of code prints, read as JSON; it leaves no trace."""
+        cell = nbformat.v4.new_code_cell(code)
+        self.nb.cells.append(cell)
+        try:
+            self.execute_cell(cell, len(self.nb.cells) - 1, store_history=False)
+        finally:
+            self.nb.cells.pop()
+        return json.loads("".join(output.text for output in cell.outputs))
+
+    def handle_comm_msg(self, outs, msg, cell_index):
+        super().handle_comm_msg(outs, msg, cell_index)
+        if msg["msg_type"] == "comm_close":
+            self.closed.add(msg["content"]["comm_id"])
+        value = msg["content"]["data"].get("state", {}).get("value")
+        if isinstance(value, str) and re.search(r"\d+/\d+ *\[", plain(value)):
+            self.rewrite(f"{self.line} {plain(value)}")
+
+    def rewrite(self, text):
+        """Replaces the last line of a terminal; a log file gets no such lines."""
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{text[:width]}", end="", flush=True)
+
+
+def summary(cell):
+    """The first line of a cell that says something."""
+    lines = [line.strip() for line in cell.source.splitlines()]
+    said = (line for line in lines if line and not line.startswith(("import", "from")))
+    return next(said, lines[0] if lines else "")[:60]
+
+
+def plain(text):
+    """The text of a progress bar's label."""
+    return html.unescape(text).replace("\u2007", " ").strip(" |")
+
+
+# --- the outputs
+
+
+def clean(notebook, closed=()):
+    """Outputs as a page wants them: no passing states, only widgets that are shown.
+
+    Of a progress bar its last line stays, of one that was closed nothing; widgets
+    get ids that are the same in every run.
+    """
+    saved = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {})
+    models = saved.get("state", {})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            outputs = (settle(output, models, closed) for output in cell.outputs)
+            cell.outputs = join_streams(output for output in outputs if output)
+    kept = needed(models, shown_widgets(notebook))
+    notebook.metadata.pop("widgets", None)
+    if kept:
+        saved["state"] = {key: models[key] for key in models if key in kept}
+        notebook.metadata["widgets"] = {WIDGET_STATE: saved}
+        rename_widgets(notebook)
+
+
+def settle(output, models, closed):
+    """An output as it looks when all is done; None if nothing is left of it."""
+    if output.output_type == "stream":
+        # Carriage returns start a line again, as progress bars do.
+        lines = (line.rstrip("\r").rsplit("\r")[-1] for line in output.text.split("\n"))
+        output.text = ANSI.sub("", "\n".join(lines))
+        return output if output.text else None
+    view = output.get("data", {}).get(WIDGET_VIEW)
+    if view is None:
+        return output
+    if view["model_id"] in closed or view["model_id"] not in models:
+        return None
+    bar = progress_bar(models[view["model_id"]], models)
+    if bar is None:
+        return output
+    return nbformat.v4.new_output("stream", name="stdout", text=f"{bar}\n")
+
+
+def progress_bar(model, models):
+    """The last line of a progress bar of tqdm; None for any other widget."""
+    children = references(model["state"].get("children"))
+    parts = [(models[key]["model_name"], models[key]["state"]) for key in children]
+    if [kind for kind, _ in parts] != ["HTMLModel", "FloatProgressModel", "HTMLModel"]:
+        return None
+    labels = (state.get("value") for kind, state in parts if kind == "HTMLModel")
+    return " ".join(plain(label) for label in labels if label)
+
+
+def join_streams(outputs):
+    joined = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == "stream" and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def shown_widgets(notebook):
+    """Ids of the widgets in outputs."""
+    views = (
+        output.get("data", {}).get(WIDGET_VIEW)
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+    )
+    return [view["model_id"] for view in views if view]
+
+
+def references(part):
+    """Ids of the widgets that a part of a widget's state names."""
+    return re.findall(r"IPY_MODEL_(\w+)", json.dumps(part))
+
+
+def needed(models, shown):
+    """The ids of the widgets shown, all that they are made of, and their links."""
+    kept, queue = set(), list(shown)
+    while queue:
+        key = queue.pop()
+        if key in kept or key not in models:
+            continue
+        kept.add(key)
+        queue += references(models[key]["state"])
+        for other, model in models.items():
+            ends = references(model["state"]) if model["model_name"] in LINKS else ()
+            if key in ends and kept.issuperset(ends):
+                queue.append(other)
+    return kept
+
+
+def rename_widgets(notebook):
+    """Ids by order of creation instead of random ones: a new run differs less."""
+    models = notebook.metadata["widgets"][WIDGET_STATE]["state"]
+    names = {key: f"{index:032x}" for index, key in enumerate(models, start=1)}
+
+    def rename(part):
+        text = re.sub(
+            r"IPY_MODEL_(\w+)",
+            lambda found: f"IPY_MODEL_{names.get(found[1], found[1])}",
+            json.dumps(part),
+        )
+        return nbformat.from_dict(json.loads(text))
+
+    notebook.metadata["widgets"][WIDGET_STATE]["state"] = nbformat.from_dict(
+        {names[key]: rename(model) for key, model in models.items()}
+    )
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            view = output.get("data", {}).get(WIDGET_VIEW)
+            if view:
+                view["model_id"] = names[view["model_id"]]
+
+
+# --- the command
+
+
+def main(arguments=None):
+    """Returns the exit status."""
+    options = parse(arguments)
+    names = options.chapters or (chapters.names() if options.check else [])
+    try:
+        if options.check:
+            return check(names)
+        for name in names:
+            start = time.monotonic()
+            target = run(
+                name,
+                profile=options.profile,
+                source=options.source,
+                output=options.output,
+            )
+            print(f"\n{target}: written, {time.monotonic() - start:.0f} s")
+    except CellExecutionError as error:
+        text = str(error)
+        print(f"\n{text if sys.stdout.isatty() else ANSI.sub('', text)}")
+        print("A cell failed; nothing is written. Finished trainings are kept.")
+        return 1
+    except DeadKernelError:
+        print("\nThe kernel died, often for want of memory; nothing is written.")
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing is written. Finished trainings are kept.")
+        return 1
+    except ValueError as error:
+        print(error)
+        return 1
+    return 0
+
+
+def check(names):
+    states = {name: state(name) for name in names}
+    for name, found in states.items():
+        print(f"{name}: {found}")
+        if found != "fresh":
+            print(f"  make run CHAPTER={name}")
+    return int(any(found != "fresh" for found in states.values()))
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.execute", description="Runs chapters top to bottom."
+    )
+    parser.add_argument("chapters", nargs="*", metavar="chapter")
+    parser.add_argument("--profile", choices=runtime.PROFILES)
+    parser.add_argument(
+        "--source", choices=("local", "archive", "kaggle", "sample"), help="of the data"
+    )
+    parser.add_argument("--output", help="another file for the notebook")
+    parser.add_argument(
+        "--check", action="store_true", help="only say whether the stamps are fresh"
+    )
+    options = parser.parse_args(arguments)
+    if not options.check and not options.chapters:
+        parser.error(f"name a chapter: {', '.join(chapters.names())}")
+    if options.output and len(options.chapters) != 1:
+        parser.error("--output goes with one chapter")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
