@@ -43,8 +43,8 @@ clean:
 	rm -rf _build .vendor .pytest_cache
 
 $(VENV)/reader: requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed:" \
-	  "install Python 3.11, or name another: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install" \
+	  "Python 3.11, or name another: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@

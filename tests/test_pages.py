@@ -259,11 +259,11 @@ def test_colab_link_opens_this_notebook(visit, name):
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     url = os.environ.get("SEGBOOK_REPOSITORY") or config["repository"]["url"]
     branch = os.environ.get("SEGBOOK_BRANCH") or config["repository"]["branch"]
-    links = visit(name).page.locator("a[href*='colab.research.google.com']")
+    colab = "https://colab.research.google.com/"
+    link = visit(name).page.locator(f"a[href^='{colab}']").first
     repository = url.removeprefix("https://github.com/")
-    assert links.first.get_attribute("href") == (
-        f"https://colab.research.google.com/github/{repository}/blob/{branch}/{name}.ipynb"
-    )
+    wanted = f"{colab}github/{repository}/blob/{branch}/{name}.ipynb"
+    assert link.get_attribute("href") == wanted
 
 
 @every_chapter
@@ -305,8 +305,9 @@ def test_links_inside_the_book_lead_somewhere(site, name):
 @every_page
 def test_page_is_light(site, name):
     html = (site / f"{name}.html").stat().st_size
-    sources = {image["src"] for image in soup(site, name).select(".bd-article img[src]")}
-    files = [(site / name).parent / unquote(s) for s in sources if ":" not in s]
+    images = soup(site, name).select(".bd-article img[src]")
+    sources = {image["src"] for image in images if ":" not in image["src"]}
+    files = [(site / name).parent / unquote(source) for source in sources]
     pictures = sum(path.stat().st_size for path in files)
     assert html + pictures <= 1.5e6, f"html {html}, pictures {pictures} bytes"
 
