@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils import runs
+from utils.data.augment import Augment
 from utils.training import fit, load_weights, poly, save_weights
 
 
@@ -181,6 +182,7 @@ def test_a_run_is_known_by_all_that_decides_it(tmp_path, monkeypatch):
 
     images = torch.arange(6)
     path = runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images)
+    assert runs.fingerprint(Augment) == runs.fingerprint(Augment)  # a dataclass
     assert path.parent == tmp_path / "unet"
     assert path == runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images.clone())
     others = [

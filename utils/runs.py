@@ -33,9 +33,11 @@ def fingerprint(*things):
 
 def _description(thing):
     if inspect.isclass(thing):
-        # Source by method: inspect finds no whole class of a notebook before 3.13.
-        methods = [m for m in vars(thing).values() if inspect.isfunction(m)]
-        return thing.__name__ + "".join(map(inspect.getsource, methods))
+        try:
+            return inspect.getsource(thing)
+        except (OSError, TypeError):  # inspect finds no class of a notebook
+            methods = [m for m in vars(thing).values() if inspect.isfunction(m)]
+            return thing.__name__ + "".join(map(inspect.getsource, methods))
     if inspect.isfunction(thing):
         return inspect.getsource(thing)
     if isinstance(thing, torch.Tensor):
