@@ -1,0 +1,207 @@
+"""The book's data sets: `load(name, split)` gives images and labels as tensors.
+
+A data set comes from the first of these sources that has it:
+
+    local    the folder <data root>/<name>; the data root is SEGBOOK_DATA, else data/
+    archive  a pinned public archive, downloaded into the data root and verified
+    kaggle   the same from Kaggle, for the data sets that lie there
+    sample   the embedded stand-in, drawn by a program: nothing to download
+
+Each module of this package that is named in NAMES describes one data set.
+"""
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from utils import runtime
+from utils.data.download import DataError, Unavailable, fetch
+
+NAMES = ("membranes",)
+SOURCES = {
+    "local": "the local folder",
+    "archive": "the public archive",
+    "kaggle": "Kaggle",
+    "sample": "the embedded sample",
+}
+_used = {}  # name of a data set -> the sources it came from in this process
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a data set, whole in memory."""
+
+    name: str
+    split: str
+    images: torch.Tensor  # (N, C, H, W) uint8
+    labels: torch.Tensor  # (N, H, W) uint8: numbers of classes, or ignore
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]  # red, green, blue of each class
+    ignore: int | None  # the label that is neither learnt nor scored
+    licence: str
+    citation: str
+    source: str  # "local", "archive", "kaggle" or "sample"
+
+    def __len__(self):
+        return len(self.images)
+
+
+def load(name, split="train", size=None, source=None):
+    """Loads one split of a data set.
+
+    size: None (as the files are), a side or (height, width): images are resized
+    bilinearly, labels by the nearest pixel. source: one of SOURCES to take that one and
+    no other, also set by SEGBOOK_SOURCE; the profile "smoke" takes "sample" by itself.
+
+    Raises ValueError for an unknown name, split, size or source, and DataError, with
+    what to do, for data that are missing or broken.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no data set {name!r}; there are: {', '.join(NAMES)}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    if split not in module.splits:
+        splits = ", ".join(module.splits)
+        raise ValueError(f"{name} has no split {split!r}; it has: {splits}")
+
+    size = height_and_width(size)
+    source, pairs = find(name, module, split, forced_source(source))
+    images, labels = stack(name, pairs, size)
+    _used.setdefault(name, set()).add(source)
+    return Dataset(
+        name, split, images, labels, module.classes, module.palette, module.ignore,
+        module.licence, module.citation, source,
+    )  # fmt: skip
+
+
+def sources_used():
+    """Name -> source of all that was loaded in this process; "a + b" where two were."""
+    return {name: " + ".join(sorted(found)) for name, found in _used.items()}
+
+
+def data_root():
+    """The folder of the data sets: SEGBOOK_DATA (seen from the book), else data/."""
+    return runtime.root() / Path(os.environ.get("SEGBOOK_DATA") or "data").expanduser()
+
+
+def forced_source(source):
+    """The one source to take, or None for the first that has the data."""
+    source = source or os.environ.get("SEGBOOK_SOURCE")
+    if source and source not in SOURCES:
+        raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
+    return source or ("sample" if runtime.profile() == "smoke" else None)
+
+
+def find(name, module, split, forced):
+    """Returns the source taken and the iterator over its (image, label) pairs."""
+    folder = data_root() / name
+    origins = {"archive": module.archive, "kaggle": module.kaggle}
+    here = [s for s in SOURCES if s not in origins or origins[s]]
+    if forced and forced not in here:
+        raise DataError(f"{name} does not lie on {SOURCES[forced]}; force another")
+    sources = [forced] if forced else here
+    for source, following in zip(sources, [*sources[1:], None]):
+        if source == "sample":
+            return source, module.sample(split)
+        try:
+            if source == "local":
+                check_local(name, module, folder)
+            else:
+                fetch(origins[source], folder)
+            return source, module.read(folder, split)
+        except Unavailable as error:
+            if forced:
+                raise DataError(advice(name, source, error)) from error
+            print(f"{name}: {error}; trying {SOURCES[following]}")
+
+
+def check_local(name, module, folder):
+    """Raises Unavailable without the folder, DataError when it lacks files."""
+    if not folder.exists():
+        raise Unavailable(f"there is no folder {shown(folder)}")
+    lacking = module.missing(folder)
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise DataError(
+            f"{shown(folder)} is incomplete: it lacks {lacking[0]}{more}. Complete it, "
+            f"or remove it so that {name} is fetched again"
+        )
+
+
+def advice(name, source, error):
+    """The message for a forced source that failed."""
+    return (
+        f"{name} cannot be had from {SOURCES[source]}: {error}. Mend that, put the "
+        f"files into {shown(data_root() / name)}, or let SEGBOOK_SOURCE and `source` "
+        "unset to take what there is"
+    )
+
+
+def shown(path):
+    """A path for a message: as seen from the book, where it lies inside."""
+    book = runtime.root()
+    return path.relative_to(book) if path.is_relative_to(book) else path
+
+
+def height_and_width(size):
+    """None, a side or (height, width), as None or (height, width)."""
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"size is {size!r}; it must be None, a side or (height, width)")
+    return pair
+
+
+def stack(name, pairs, size):
+    """Resizes pairs and stacks them: (N, C, H, W), (N, H, W), both uint8."""
+    images, labels = [], []
+    for number, (image, label) in enumerate(pairs):
+        if image.shape[1:] != label.shape:
+            raise DataError(
+                f"{name}: image {number} is {shape(image)}, its label {shape(label)}; "
+                "they must have one size"
+            )
+        images.append(resize_image(image, size) if size else image)
+        labels.append(resize_label(label, size) if size else label)
+    shapes = sorted({shape(image) for image in images})
+    if len(shapes) > 1:
+        raise DataError(f"{name}: images of sizes {', '.join(shapes)}; load with size=")
+    return torch.stack(images), torch.stack(labels)
+
+
+def shape(image):
+    return f"{image.shape[-2]}x{image.shape[-1]}"
+
+
+def resize_image(image, size):
+    """(C, H, W) uint8 to size, bilinear, without aliasing."""
+    fine = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
+    return fine[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def resize_label(label, size):
+    """(H, W) uint8 to size, each pixel the nearest one: no new values."""
+    return F.interpolate(label[None, None], size, mode="nearest-exact")[0, 0]
+
+
+def read_image(path, mode):
+    """Reads an image file as (C, H, W) uint8; mode "L" is one channel, "RGB" three.
+
+    Whatever the file holds (grey, colour, palette, transparency) is converted.
+    Raises DataError, naming the file, when it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert(mode))
+    except Exception as error:  # Pillow has many ways to fail on a broken file
+        raise DataError(
+            f"{path} cannot be read as an image ({error}): replace it, or remove its "
+            "data set's folder so that it is fetched again"
+        ) from error
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)

@@ -1,0 +1,215 @@
+"""Membranes of brain cells: the electron microscopy of the ISBI 2012 challenge.
+
+Thirty consecutive slices of the nerve cord of a fruit-fly larva, 512 x 512 grey
+levels of about 4 x 4 nm. A slice is the file image/<number>.png and its truth
+label/<number>.png, where 0 is membrane and 255 is cell.
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from utils.data import DataError, read_image
+from utils.data.download import Archive
+
+classes = ("membrane", "cell")
+palette = ((214, 72, 28), (64, 150, 214))  # vermilion, blue: far apart for every eye
+ignore = None
+licence = "ISBI 2012 challenge data, for research and teaching: cite the source"
+citation = (
+    "A. Cardona et al., An integrated micro- and macroarchitectural analysis of the "
+    "Drosophila brain by computer-assisted serial section electron microscopy, "
+    "PLoS Biology 8(10), e1000502, 2010"
+)
+splits = {"train": range(24), "val": range(24, 30)}
+archive = Archive(
+    repository="zhixuhao/unet",
+    commit="b45af4d458437d8281cc218a07fd4380818ece4a",
+    folder="data/membrane/train",
+    keep=("image", "label"),
+    sha256="00ec4b51a57979b4d37a91d174e619d8972738e0ceff222addb5eaf904c47dd0",
+)
+kaggle = None
+
+
+def missing(folder):
+    """The files that folder lacks, as a list of relative names."""
+    slices = [k for part in splits.values() for k in part]
+    names = [f"{kind}/{k}.png" for kind in ("image", "label") for k in slices]
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def read(folder, split):
+    """Yields (image (1, H, W), label (H, W)), both uint8, in the order of slices."""
+    for k in splits[split]:
+        image = read_image(folder / f"image/{k}.png", "L")
+        label = read_image(folder / f"label/{k}.png", "L")
+        yield image, decode(label[0], folder / f"label/{k}.png")
+
+
+def decode(label, path):
+    """Grey values 0 and 255 to the classes 0 (membrane) and 1 (cell)."""
+    values = set(label.unique().tolist())
+    if not values <= {0, 255}:
+        some = ", ".join(map(str, sorted(values)[:5]))
+        raise DataError(
+            f"{path} holds the values {some}...: a label map of membranes is black "
+            "(0, membrane) and white (255, cell)"
+        )
+    return label // 255
+
+
+# The stand-in: slices drawn by a program, for those without the real ones. Lengths
+# are pixels of a 512 x 512 slice, grey levels those of the real slices.
+
+SIDE = 512
+SEED = 2012
+
+
+def sample(split):
+    """Yields drawn slices, as `read` does the real ones; the same ones every time."""
+    for k in splits[split]:
+        yield draw(np.random.default_rng([SEED, k]))
+
+
+def draw(rng):
+    """One drawn slice: (image (1, 512, 512), label (512, 512)), both uint8 tensors."""
+    owner, distance = tissue(rng)
+    aslant = np.maximum(noise(rng, 26) - 1.4, 0)  # where membranes are cut aslant
+    half = np.maximum(1.95 + 0.35 * noise(rng, 50), 1.4) + 3 * aslant  # half the width
+    label = distance > half
+
+    image = cytoplasm(rng, owner)
+    image += mitochondria(rng, distance) + vesicles(rng, distance)
+    image -= 40 * aslant * np.exp(-((distance / 18) ** 2))
+    depth = (88 + 14 * noise(rng, 40)) / (1 + aslant)
+    image -= depth * np.exp(-((distance / half) ** 2))
+    image = micrograph(rng, image).round().clip(0, 255).astype(np.uint8)
+    return torch.from_numpy(image)[None], torch.from_numpy(label.astype(np.uint8))
+
+
+def noise(rng, period, side=SIDE):
+    """A smooth random field (side, side), bumps of about `period`, deviation 1."""
+    knots = rng.standard_normal(2 * [side // period + 5])
+    at = np.arange(side)[:, None] / period - np.arange(-2, len(knots) - 2)
+    weights = np.exp(-2 * at**2)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return (weights @ knots @ weights.T).astype(np.float32)
+
+
+def tissue(rng):
+    """Cells and their borders.
+
+    A cell is what lies nearest to its disc: the discs have very different sizes, and
+    the plane is warped and stretched, so that borders curve.
+
+    Returns owner (512, 512), the number of each pixel's cell, and distance (512, 512)
+    in pixels to the next border.
+    """
+    margin, stretch = 50, rng.uniform(1, 1.5)
+    shape = round(stretch * SIDE) + 2 * margin, SIDE + 2 * margin
+    plane = np.zeros(shape, int)
+    nearest = np.full(shape, np.inf, np.float32)
+    for number, (row, column, radius) in enumerate(discs(rng, shape)):
+        part, rows, columns = window(row, column, radius + 35, shape)
+        away = np.sqrt(rows**2 + columns**2) - radius
+        closer = away < nearest[part]
+        plane[part][closer], nearest[part][closer] = number, away[closer]
+
+    rows, columns = np.mgrid[0.0:SIDE, 0.0:SIDE]
+    rows += 15 * noise(rng, 68) + 3 * noise(rng, 18)
+    columns += 15 * noise(rng, 68) + 3 * noise(rng, 18)
+    rows = (margin + stretch * rows).clip(0, shape[0] - 1).astype(int)
+    columns = (margin + columns).clip(0, shape[1] - 1).astype(int)
+    owner = plane[rows, columns]
+
+    border = np.zeros((SIDE, SIDE), bool)
+    border[1:] |= owner[1:] != owner[:-1]
+    border[:, 1:] |= owner[:, 1:] != owner[:, :-1]
+    distance = ndimage.distance_transform_edt(~border).astype(np.float32)
+    return owner, np.maximum(ndimage.gaussian_filter(distance, 1.2) - 0.8, 0)
+
+
+def discs(rng, shape):
+    """Discs (row, column, radius) that hardly overlap: few large ones, many small."""
+    radii = np.minimum(9 * rng.uniform(0.002, 1, 260) ** -0.55, 80).astype(int)
+    placed = np.empty((0, 3), int)
+    for radius in -np.sort(-radii):  # the large ones first, while there is room
+        spots = rng.integers(shape, size=(8, 2))
+        rows, columns = (spots[:, None] - placed[:, :2]).transpose(2, 0, 1)
+        room = (np.hypot(rows, columns) - placed[:, 2]).min(1, initial=np.inf)
+        if room.max() > 0.75 * radius:
+            placed = np.vstack([placed, [*spots[room.argmax()], radius]])
+    return placed
+
+
+def cytoplasm(rng, owner):
+    """Grey of the cells' insides (512, 512): every cell its own, some dark."""
+    count = owner.max() + 1
+    shade = 11 * rng.standard_normal(count) - 24 * (rng.random(count) < 0.12)
+    return 158 + shade[owner] + 9 * noise(rng, 11) + 11 * noise(rng, 4)
+
+
+def mitochondria(rng, distance):
+    """What mitochondria in the large cells add: dark, striped, with an outline."""
+    layer = np.zeros_like(distance)
+    wobble = 0.14 * noise(rng, 22)
+    for _ in range(rng.integers(4, 9)):
+        row, column, room = find_room(rng, distance, 17)
+        long = min(0.75 * room, rng.uniform(14, 34))
+        short, angle = long * rng.uniform(0.6, 0.95), rng.uniform(0, math.pi)
+        part, rows, columns = window(row, column, int(long) + 9)
+        along = math.cos(angle) * rows + math.sin(angle) * columns
+        across = math.cos(angle) * columns - math.sin(angle) * rows
+        reach = np.hypot(along / long, across / short) + wobble[part]
+        inside = 1 / (1 + np.exp((reach - 1) * long / 1.2))
+        stripes = 15 * np.sin(0.9 * along + 16 * wobble[part])
+        outline = 34 * np.exp(-(((reach - 1) * long / 2) ** 2))
+        layer[part] = np.minimum(layer[part], inside * (stripes - 52) - outline)
+    return layer
+
+
+def vesicles(rng, distance):
+    """What bunches of small vesicles add: dark rings, a few with a dark core."""
+    layer = np.zeros_like(distance)
+    for _ in range(45):
+        row, column, room = find_room(rng, distance, 9)
+        spread = rng.uniform(0.5, 1.2) * min(room, 45)
+        for _ in range(rng.integers(2, 16)):
+            y, x = rng.normal((row, column), spread).round().astype(int)
+            radius = rng.uniform(2.5, 5.2)
+            inside = 0 <= y < SIDE and 0 <= x < SIDE
+            if not inside or distance[y, x] < radius + 3:
+                continue
+            part, rows, columns = window(y, x, 8)
+            reach = np.sqrt(rows**2 + columns**2)
+            cored = radius > 4.9
+            vesicle = 64 * np.exp(-((reach - radius).clip(0 if cored else None) ** 2) / 2)
+            layer[part] = np.minimum(layer[part], -vesicle)
+    return layer
+
+
+def find_room(rng, distance, room):
+    """A spot (row, column, distance to the border), `room` from the border or most."""
+    spots = rng.integers(SIDE, size=(60, 2))
+    free = distance[*spots.T]
+    best = np.minimum(free, room).argmax()
+    return *spots[best], free[best]
+
+
+def window(row, column, reach, shape=(SIDE, SIDE)):
+    """A part of a plane around a spot and, seen from there, its rows and columns."""
+    top, left = max(row - reach, 0), max(column - reach, 0)
+    bottom, right = min(row + reach + 1, shape[0]), min(column + reach + 1, shape[1])
+    rows = np.arange(top - row, bottom - row, dtype=np.float32)[:, None]
+    columns = np.arange(left - column, right - column, dtype=np.float32)
+    return (slice(top, bottom), slice(left, right)), rows, columns
+
+
+def micrograph(rng, image):
+    """What the microscope adds to (512, 512): uneven light, shot noise, blur."""
+    light = 1 + 0.07 * noise(rng, 150) + rng.uniform(-0.2, 0.14)
+    shots = 4.3 * np.sqrt(image.clip(20)) * rng.standard_normal(image.shape)
+    return ndimage.gaussian_filter(image * light + shots, 0.8, truncate=3)
