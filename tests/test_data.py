@@ -116,7 +116,7 @@ def test_data_root_is_seen_from_the_book(monkeypatch):
     assert data.data_root() == runtime.root() / "../elsewhere"
     monkeypatch.delenv("SEGBOOK_DATA")
     assert data.data_root() == runtime.root() / "data"
-    assert str(data.shown(data.data_root() / "membranes")) == str(Path("data/membranes"))
+    assert data.shown(data.data_root() / "membranes") == Path("data/membranes")
 
 
 @pytest.mark.parametrize(

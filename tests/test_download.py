@@ -357,8 +357,9 @@ CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import pathlib, download
-origin = download.Archive("me/sets", sys.argv[2], "data", ("image", "label"), sys.argv[3])
-download.fetch(origin, pathlib.Path(sys.argv[4]))
+commit, sha256, target = sys.argv[2:]
+origin = download.Archive("me/sets", commit, "data", ("image", "label"), sha256)
+download.fetch(origin, pathlib.Path(target))
 """
 
 

@@ -154,7 +154,7 @@ def height_and_width(size):
         return None
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"size is {size!r}; it must be None, a side or (height, width)")
+        raise ValueError(f"size is {size!r}; give None, a side or (height, width)")
     return pair
 
 

@@ -129,7 +129,7 @@ def scratch_folder(target):
 
 
 def folder_hash(folder):
-    """sha256 over the sorted lines `path NUL sha256(file) LF` of the files in folder."""
+    """sha256 over the sorted lines `path NUL sha256(file) LF` of folder's files."""
     lines = []
     for path in folder.rglob("*"):
         if path.is_file():

@@ -90,13 +90,14 @@ def draw(rng):
     return torch.from_numpy(image)[None], torch.from_numpy(label.astype(np.uint8))
 
 
-def noise(rng, period, side=SIDE):
-    """A smooth random field (side, side), bumps of about `period`, deviation 1."""
-    knots = rng.standard_normal(2 * [side // period + 5])
-    at = np.arange(side)[:, None] / period - np.arange(-2, len(knots) - 2)
+def noise(rng, period):
+    """A smooth random field (512, 512), bumps of about `period`, deviation 1."""
+    knots = rng.standard_normal(2 * [SIDE // period + 5], np.float32)
+    at = np.arange(SIDE)[:, None] / period - np.arange(-2, len(knots) - 2)
     weights = np.exp(-2 * at**2)
     weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-    return (weights @ knots @ weights.T).astype(np.float32)
+    weights = weights.astype(np.float32)
+    return weights @ knots @ weights.T
 
 
 def tissue(rng):
@@ -110,17 +111,17 @@ def tissue(rng):
     """
     margin, stretch = 50, rng.uniform(1, 1.5)
     shape = round(stretch * SIDE) + 2 * margin, SIDE + 2 * margin
-    plane = np.zeros(shape, int)
+    plane = np.zeros(shape, np.int16)
     nearest = np.full(shape, np.inf, np.float32)
     for number, (row, column, radius) in enumerate(discs(rng, shape)):
         part, rows, columns = window(row, column, radius + 35, shape)
         away = np.sqrt(rows**2 + columns**2) - radius
-        closer = away < nearest[part]
-        plane[part][closer], nearest[part][closer] = number, away[closer]
+        np.copyto(plane[part], number, where=away < nearest[part])
+        np.minimum(nearest[part], away, out=nearest[part])
 
-    rows, columns = np.mgrid[0.0:SIDE, 0.0:SIDE]
-    rows += 15 * noise(rng, 68) + 3 * noise(rng, 18)
-    columns += 15 * noise(rng, 68) + 3 * noise(rng, 18)
+    at = np.arange(SIDE, dtype=np.float32)
+    rows = at[:, None] + 15 * noise(rng, 68) + 3 * noise(rng, 18)
+    columns = at + 15 * noise(rng, 68) + 3 * noise(rng, 18)
     rows = (margin + stretch * rows).clip(0, shape[0] - 1).astype(int)
     columns = (margin + columns).clip(0, shape[1] - 1).astype(int)
     owner = plane[rows, columns]
@@ -135,13 +136,16 @@ def tissue(rng):
 def discs(rng, shape):
     """Discs (row, column, radius) that hardly overlap: few large ones, many small."""
     radii = np.minimum(9 * rng.uniform(0.002, 1, 260) ** -0.55, 80).astype(int)
-    placed = np.empty((0, 3), int)
-    for radius in -np.sort(-radii):  # the large ones first, while there is room
-        spots = rng.integers(shape, size=(8, 2))
-        rows, columns = (spots[:, None] - placed[:, :2]).transpose(2, 0, 1)
-        room = (np.hypot(rows, columns) - placed[:, 2]).min(1, initial=np.inf)
-        if room.max() > 0.75 * radius:
-            placed = np.vstack([placed, [*spots[room.argmax()], radius]])
+    rows, columns = rng.integers(np.array(shape)[:, None, None], size=(2, 260, 8))
+    placed = []
+    room = np.full(rows.shape, np.inf)  # of each spot, to the discs placed so far
+    for k, radius in enumerate(-np.sort(-radii)):  # the large ones first
+        best = room[k].argmax()
+        if room[k, best] > 0.75 * radius:
+            row, column = rows[k, best], columns[k, best]
+            placed.append((row, column, radius))
+            away = np.sqrt((rows[k:] - row) ** 2 + (columns[k:] - column) ** 2)
+            np.minimum(room[k:], away - radius, out=room[k:])
     return placed
 
 
@@ -149,7 +153,8 @@ def cytoplasm(rng, owner):
     """Grey of the cells' insides (512, 512): every cell its own, some dark."""
     count = owner.max() + 1
     shade = 11 * rng.standard_normal(count) - 24 * (rng.random(count) < 0.12)
-    return 158 + shade[owner] + 9 * noise(rng, 11) + 11 * noise(rng, 4)
+    grains = 9 * noise(rng, 11) + 11 * noise(rng, 4)
+    return 152 + shade.astype(np.float32)[owner] + grains
 
 
 def mitochondria(rng, distance):
@@ -174,20 +179,21 @@ def mitochondria(rng, distance):
 def vesicles(rng, distance):
     """What bunches of small vesicles add: dark rings, a few with a dark core."""
     layer = np.zeros_like(distance)
-    for _ in range(45):
+    side = np.arange(-8.0, 9)
+    reach = np.hypot(side[:, None], side)  # from the centre of a vesicle
+    for _ in range(34):
         row, column, room = find_room(rng, distance, 9)
         spread = rng.uniform(0.5, 1.2) * min(room, 45)
-        for _ in range(rng.integers(2, 16)):
-            y, x = rng.normal((row, column), spread).round().astype(int)
-            radius = rng.uniform(2.5, 5.2)
-            inside = 0 <= y < SIDE and 0 <= x < SIDE
+        spots = rng.normal((row, column), spread, (rng.integers(2, 16), 2)).astype(int)
+        for (y, x), radius in zip(spots, rng.uniform(2.5, 5.2, len(spots))):
+            inside = 8 <= min(y, x) and max(y, x) < SIDE - 8
             if not inside or distance[y, x] < radius + 3:
                 continue
-            part, rows, columns = window(y, x, 8)
-            reach = np.sqrt(rows**2 + columns**2)
-            cored = radius > 4.9
-            vesicle = 64 * np.exp(-((reach - radius).clip(0 if cored else None) ** 2) / 2)
-            layer[part] = np.minimum(layer[part], -vesicle)
+            away = reach - radius
+            if radius > 4.9:
+                away = np.maximum(away, 0)
+            part = layer[y - 8 : y + 9, x - 8 : x + 9]
+            np.minimum(part, -64 * np.exp(-(away**2) / 2), out=part)
     return layer
 
 
@@ -211,5 +217,5 @@ def window(row, column, reach, shape=(SIDE, SIDE)):
 def micrograph(rng, image):
     """What the microscope adds to (512, 512): uneven light, shot noise, blur."""
     light = 1 + 0.07 * noise(rng, 150) + rng.uniform(-0.2, 0.14)
-    shots = 4.3 * np.sqrt(image.clip(20)) * rng.standard_normal(image.shape)
-    return ndimage.gaussian_filter(image * light + shots, 0.8, truncate=3)
+    shots = np.sqrt(image.clip(20)) * rng.standard_normal(image.shape, np.float32)
+    return ndimage.gaussian_filter(image * light + 4.3 * shots, 0.8, truncate=3)
