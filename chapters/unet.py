@@ -99,17 +99,15 @@ from scipy import ndimage
 from skimage.measure import label as connected_components
 from torch import nn
 
-from utils import data, metrics, plotting, runs, runtime
+from utils import data, metrics, plotting, runs, runtime, training
 from utils.data.augment import Augment
 from utils.glue import glue
 from utils.plotting import show
-from utils.training import fit
 
 # %%
 page_start = time.perf_counter()
 device = runtime.device()
 runtime.seed(0)
-reused = 0.0  # seconds of trainings that were read back from the runs folder
 print(f"profile {runtime.profile()}, running on {runtime.device_name()}")
 if device.type == "cpu":
     print("No GPU here, so networks and trainings are small. In Colab: Runtime menu, ")
@@ -303,9 +301,9 @@ with torch.device("meta"):
 # by repeating the border, and cuts the result back.
 #
 # The weights start from a normal distribution with standard deviation $\sqrt{2/N}$,
-# where $N$ is the number of inputs of one neuron {footcite:p}`he2015delving`. With a ReLU
-# after every convolution, signals then keep their size from layer to layer. Dropout
-# sits at the end of the contracting path.
+# where $N$ is the number of inputs of one neuron {footcite:p}`he2015delving`. With a
+# ReLU after every convolution, signals then keep their size from layer to layer.
+# Dropout sits at the end of the contracting path.
 
 
 # %% tags=["model"]
@@ -452,10 +450,10 @@ assert torch.allclose(ours, same, atol=1e-4, rtol=1e-4)
 # before: the image is mirrored at its borders, cut into overlapping inputs, and each
 # input yields a tile of output that is exact up to its edge.
 #
-# There is a catch that the paper does not mention: the pooling grid again. If the next
-# tile starts at a pixel that is no multiple of 16 away, its grid lies elsewhere, and
-# the same pixel gets another value. The paper's tile of 388 is $16 \cdot 24 + 4$. So
-# we move on by 384 and drop the last 4.
+# There is a catch that the paper does not mention: the pooling grid again. If the
+# next tile starts at a pixel that is no multiple of 16 away, its grid lies elsewhere,
+# and the same pixel gets another value. The paper's tile of 388 is $16 \cdot 24 + 4$.
+# So we move on by 384 and drop the last 4.
 
 
 # %% tags=["model"]
@@ -543,13 +541,13 @@ assert not torch.allclose(shifted, whole, atol=1e-2 * scale)
 # ## The data
 #
 # The slices are serial section electron micrographs of the ventral nerve cord of a
-# first instar *Drosophila* larva {footcite:p}`cardona2010integrated`, the training set of
-# the ISBI 2012 challenge {footcite:p}`arganda2015crowdsourcing`: 30 grey images of 512 by
-# 512 pixels, with every membrane drawn by hand. They are free for research and
-# teaching, with citation. The labels of the challenge's own test set are secret, so
-# we hold out the last six slices. Neighbouring slices resemble each other, and a
-# random choice would leak them into training; a block at the end only touches at one
-# place.
+# first instar *Drosophila* larva {footcite:p}`cardona2010integrated`, the training
+# set of the ISBI 2012 challenge {footcite:p}`arganda2015crowdsourcing`: 30 grey
+# images of 512 by 512 pixels, with every membrane drawn by hand. They are free for
+# research and teaching, with citation. The labels of the challenge's own test set are
+# secret, so we hold out the last six slices. Neighbouring slices resemble each other,
+# and a random choice would leak them into training; a block at the end only touches
+# at one place.
 #
 # Without the files, and without a network, this page runs on an embedded stand-in:
 # drawn cells with membranes, organelles and noise.
@@ -732,7 +730,7 @@ def weighted_cross_entropy(logits, labels, weights):
 # %%
 SETTINGS = runtime.choose(
     gpu=dict(width=64, crop=256, batch=8, steps=4000, every=400, rate=5e-4),
-    cpu=dict(width=16, crop=192, batch=2, steps=2600, every=260, rate=1e-3),
+    cpu=dict(width=16, crop=192, batch=2, steps=2000, every=200, rate=1e-3),
     smoke=dict(width=4, crop=64, batch=2, steps=6, every=3, rate=1e-3),
 )
 glue(**{key: SETTINGS[key] for key in ("width", "crop", "steps")})
@@ -777,7 +775,6 @@ def train(
 ):
     """Train one U-Net; a finished run is read back from the runs folder."""
     settings = {k: v for k, v in locals().items() if k != "name"}
-    global reused
     # The chosen slices are spread over the stack: neighbours look alike.
     chosen = torch.linspace(0, len(train_set) - 1, slices).round().long()
     images = train_set.images[chosen].to(device)
@@ -805,8 +802,7 @@ def train(
     runtime.seed(seed)
     model = UNet(width=width, padded=True, skips=skips, dropout=0.2).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-    start = time.perf_counter()
-    history = fit(
+    history = training.fit(
         model,
         sample,
         weighted_cross_entropy,
@@ -822,7 +818,6 @@ def train(
             train, UNet, Up, DoubleConv, initialise, weighted_cross_entropy, Augment,
         ),
     )  # fmt: skip
-    reused += max(0.0, history.seconds - (time.perf_counter() - start))
     return model, history
 
 
@@ -846,30 +841,38 @@ show(fig, alt="Loss over the steps, falling, and membrane Dice on the validation
 # pixels in a membrane hardly moves Dice and merges two cells. Cells are the connected
 # components of everything above a threshold on $p(\text{cell})$.
 #
+# One thing would blur the second question. Pixels of a cell that are predicted as
+# membrane belong to no predicted cell, so thick membranes cost Rand error even where
+# they stand in the right place. The organisers of the challenge came to the same view
+# and [now thin the borders](http://brainiac2.mit.edu/isbi_challenge/evaluation)
+# before they compare {footcite:p}`arganda2015crowdsourcing`. So we let the predicted
+# cells grow until they meet; the score without this step stands beside it.
+#
 # The paper averages its challenge entry over 7 rotated versions of the input. We
 # average over the 8 flips and quarter turns of a square.
 #
-# A score may not choose its own threshold on the slices it is reported on, so the
-# threshold is the one with the best membrane Dice on six *training* slices. Beside it
+# A score may not choose its own threshold on the slices it is reported on, so each
+# score takes the threshold that was best for it on six *training* slices. Beside it
 # stands the best of the whole sweep on the validation slices, which is how the
-# challenge itself ranked Rand errors.
+# challenge itself ranks.
 
 # %%
-THRESHOLDS = [0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8]
+THRESHOLDS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def scores_at(probability, labels, threshold):
     """All scores of cell probabilities (N, H, W) at one threshold."""
     predicted = (probability > threshold).long().cpu()
     table = metrics.confusion_matrix(predicted, labels, 2)
-    rand = [metrics.rand_error(p, t) for p, t in zip(predicted == CELL, labels == CELL)]
+    pairs = list(zip(predicted == CELL, labels == CELL))
     return {
         "dice": metrics.dice(table)[MEMBRANE].item(),
         "dice_cell": metrics.dice(table)[CELL].item(),
         "iou": metrics.iou(table)[MEMBRANE].item(),
         "iou_cell": metrics.iou(table)[CELL].item(),
         "pixel_error": 1 - float(metrics.pixel_accuracy(table)),
-        "rand": float(np.mean(rand)),
+        "rand": np.mean([metrics.rand_error(*pair, thin=True) for pair in pairs]),
+        "rand_plain": np.mean([metrics.rand_error(*pair) for pair in pairs]),
     }
 
 
@@ -881,8 +884,8 @@ def best_dice(table):
     return max(table, key=lambda t: table[t]["dice"])
 
 
-def best_rand(table):
-    return min(table, key=lambda t: table[t]["rand"])
+def best_rand(table, kind="rand"):
+    return min(table, key=lambda t: table[t][kind])
 
 
 some_train = replace(
@@ -893,18 +896,21 @@ with torch.inference_mode():
     probability = cell_probability(model, val_set, symmetries=8).cpu()
     on_training = cell_probability(model, some_train, symmetries=8).cpu()
 
-threshold = best_dice(sweep(on_training, some_train.labels))
+found = sweep(on_training, some_train.labels)
+threshold, threshold_rand = best_dice(found), best_rand(found)
 table = sweep(probability, val_set.labels)
 chosen, finest = table[threshold], table[best_rand(table)]
 plain = sweep(single, val_set.labels)
 
 glue(
     threshold=threshold,
+    threshold_rand=threshold_rand,
     dice_membrane=chosen["dice"],
     pixel_error=chosen["pixel_error"],
-    rand_chosen=chosen["rand"],
+    rand_chosen=table[threshold_rand]["rand"],
     rand_best=finest["rand"],
     rand_threshold=best_rand(table),
+    rand_plain=table[best_rand(table, "rand_plain")]["rand_plain"],
     rand_single=plain[best_rand(plain)]["rand"],
     dice_single=plain[best_dice(plain)]["dice"],
     dice_best=table[best_dice(table)]["dice"],
@@ -919,13 +925,14 @@ Markdown(
 )
 
 # %% [markdown]
-# With the threshold {glue:text}`threshold` from the training slices: pixel error
-# {glue:text}`pixel_error:.3f`, adapted Rand error {glue:text}`rand_chosen:.3f`. The
-# best Rand error of the sweep is {glue:text}`rand_best:.3f`, at
-# {glue:text}`rand_threshold`. Without the average over flips and turns it would be
-# {glue:text}`rand_single:.3f`; the best membrane Dice of the sweep is
-# {glue:text}`dice_single:.3f` without the average and {glue:text}`dice_best:.3f` with
-# it.
+# Thresholds from the training slices: {glue:text}`threshold` for the table, with a
+# pixel error of {glue:text}`pixel_error:.3f`, and {glue:text}`threshold_rand` for the
+# adapted Rand error, {glue:text}`rand_chosen:.3f`. The best Rand error of the sweep
+# is {glue:text}`rand_best:.3f`, at {glue:text}`rand_threshold`; without thinned
+# borders the best is {glue:text}`rand_plain:.3f`. Without the average over flips and
+# turns, the best Dice of the sweep goes from {glue:text}`dice_best:.3f` to
+# {glue:text}`dice_single:.3f`, and the best Rand error from
+# {glue:text}`rand_best:.3f` to {glue:text}`rand_single:.3f`.
 #
 # Two cautions. The checkpoint with the best validation score was kept, and the same
 # slices give the scores here, so these are slightly too good; with 30 labelled images
@@ -963,7 +970,7 @@ plotting.explorer(
     [colour_cells(t) for t in THRESHOLDS],
     labels=[f"{t}" for t in THRESHOLDS],
     description="threshold",
-    alt="Predicted cells of one validation slice in colours, at eleven thresholds",
+    alt="Predicted cells of one validation slice in colours, at eight thresholds",
     start=THRESHOLDS.index(best_rand(table)),
 )
 
@@ -972,9 +979,10 @@ plotting.explorer(
 # column, red pixels were predicted as the other class.
 
 # %%
-final = (probability > threshold).long()
+final = (probability > threshold_rand).long()
 rand_of_slice = [
-    metrics.rand_error(p, t) for p, t in zip(final == CELL, val_set.labels == CELL)
+    metrics.rand_error(p, t, thin=True)
+    for p, t in zip(final == CELL, val_set.labels == CELL)
 ]
 order = np.argsort(rand_of_slice)
 pick = [int(order[0]), int(order[-1])]
@@ -1014,7 +1022,7 @@ show(
 # %%
 EXPERIMENT = runtime.choose(
     gpu=dict(width=16, crop=192, batch=8, steps=1500, every=1500, rate=1e-3),
-    cpu=dict(width=8, crop=128, batch=2, steps=400, every=400, rate=2e-3),
+    cpu=dict(width=8, crop=128, batch=2, steps=300, every=300, rate=2e-3),
     smoke=dict(width=2, crop=64, batch=1, steps=2, every=2, rate=2e-3),
 )
 SEEDS = runtime.choose(gpu=range(5), cpu=range(3), smoke=range(1))
@@ -1087,7 +1095,8 @@ for column, (ax, title) in enumerate(
     for row, name in enumerate(names):
         values = results[name][:, column]
         ax.plot(values, [row] * len(values), "o", color=plotting.COLOURS[0], alpha=0.5)
-        ax.plot(values.mean(), row, "|", color=plotting.COLOURS[1], markersize=18, mew=3)
+        mean = values.mean()
+        ax.plot(mean, row, "|", color=plotting.COLOURS[1], markersize=18, mew=3)
     ax.set_yticks(range(4), names if column == 0 else [""] * 4)
     ax.set_ylim(3.5, -0.5)
     ax.set_title(title, fontsize=10)
@@ -1305,7 +1314,8 @@ print(f"Rand error {found[best_rand(found)]['rand']:.3f}")
 print(f"w0 = 10: Rand error {results[paper_way][0, 1]:.3f} with the same seed")
 
 # %% tags=["hide-cell"]
-glue(page_minutes=(time.perf_counter() - page_start + reused) / 60)
+seconds = time.perf_counter() - page_start + training.restored_seconds
+glue(page_minutes=seconds / 60)
 
 # %% [markdown]
 # ## References

@@ -242,3 +242,15 @@ def test_rand_error_refuses_what_it_cannot_compare():
         metrics.rand_error(torch.ones(1, 4, 4), torch.ones(1, 4, 4))
     with pytest.raises(ValueError, match="one size"):
         metrics.rand_error(torch.ones(4, 4), np.ones((4, 5)))
+
+
+def test_rand_error_thinned_does_not_ask_how_thick_a_membrane_is():
+    truth = np.ones((40, 40), bool)
+    truth[19:21] = False
+    thick, merged = truth.copy(), np.ones_like(truth)
+    thick[13:27] = False  # in the right place, seven times as wide
+    assert metrics.rand_error(thick, truth) > 0.1
+    assert metrics.rand_error(thick, truth, thin=True) == pytest.approx(0)
+    assert metrics.rand_error(merged, truth, thin=True) > 0.3
+    nothing = np.zeros_like(truth)
+    assert metrics.rand_error(nothing, truth, thin=True) > 0.3  # all one segment

@@ -42,6 +42,7 @@ print(json.dumps({{
     "data": sys.modules["utils.data"].sources_used() if "utils.data" in sys.modules
     else {{}},
     "versions": runtime.versions(),
+    "restored": getattr(sys.modules.get("utils.training"), "restored_seconds", 0.0),
 }}))
 """
 
@@ -72,7 +73,8 @@ def run(name, *, profile=None, source=None, output=None):
         "device": facts["device"],
         "profile": facts["profile"],
         "data": facts["data"],
-        "seconds": round(seconds),
+        # Trainings read back from runs/ count with the time that they once took.
+        "seconds": round(seconds + facts["restored"]),
         "versions": facts["versions"],
         "code_hash": code_hash(notebook),
     }

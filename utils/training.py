@@ -11,6 +11,9 @@ import torch
 from tqdm.auto import tqdm
 
 
+restored_seconds = 0.0  # of all trainings read back so far, told by the stamp
+
+
 @dataclass
 class History:
     """What happened during a training."""
@@ -180,6 +183,7 @@ class _Run:
         )
 
     def restore(self, state):
+        global restored_seconds
         self.model.load_state_dict(state["model"])
         self.best_weights = state["best_weights"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -190,6 +194,7 @@ class _Run:
         if state["rng_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)
         self.history = History(**state["history"])
+        restored_seconds += self.history.seconds
 
 
 def save_weights(state, path):
