@@ -1,0 +1,169 @@
+"""The committed chapters: pairs agree, outputs are fresh and real, prose is glued."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import jupytext
+import nbformat
+import pytest
+from conftest import ROOT, chapters, project_files
+
+from utils import execute
+
+NAMES = [page.removeprefix("chapters/") for page in chapters()]
+PREFIX = "application/papermill.record/"
+GLUE = re.compile(r"\{glue:text\}`(\w+)(?::[^`]+)?`")
+
+# Results that the papers report: these alone may stand in prose as decimals.
+REPORTED = {"unet": {"0.000353", "0.0382", "0.0611", "0.9203", "0.7756"}}
+# Settings that the papers name, as their dropout.
+SETTINGS = {"unet": {"0.99", "0.5", "0.2"}}
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(name):
+    return nbformat.read(ROOT / "chapters" / f"{name}.ipynb", 4)
+
+
+def markdown(notebook):
+    return "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+
+
+def outputs(notebook):
+    for cell in notebook.cells:
+        yield from cell.get("outputs", ())
+
+
+def glued(notebook):
+    """Name -> text of every value that a cell carries into the prose."""
+    found = {}
+    for output in outputs(notebook):
+        record = output.get("metadata", {}).get("scrapbook")
+        if record:
+            assert record["name"] not in found, f"{record['name']} is glued twice"
+            found[record["name"]] = output["data"][f"{PREFIX}text/plain"]
+    return found
+
+
+def test_pair_agrees(name, notebook):
+    script = jupytext.read(ROOT / "chapters" / f"{name}.py")
+    ours = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    theirs = [(cell.cell_type, cell.source) for cell in script.cells]
+    assert ours == theirs, f"run `make sync`, or `make run CHAPTER={name}`"
+    tags = [cell.metadata.get("tags") for cell in notebook.cells]
+    assert tags == [cell.metadata.get("tags") for cell in script.cells]
+
+
+def test_outputs_belong_to_the_code_and_to_real_data(name, notebook):
+    assert execute.state(name) == "fresh", f"run `make run CHAPTER={name}`"
+    stamp = notebook.metadata["segbook"]
+    assert stamp["profile"] in ("gpu", "cpu")
+    assert stamp["data"] and "sample" not in " ".join(stamp["data"].values())
+    assert stamp["seconds"] > 0 and stamp["device"]
+
+
+def test_a_changed_line_makes_the_stamp_stale(name, notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code[-1].source += "\n1 + 1"
+    assert execute.code_hash(notebook) != notebook.metadata["segbook"]["code_hash"]
+
+
+def test_every_cell_ran_in_order_without_error(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for o in outputs(notebook) if o.output_type == "error"]
+    shown = " ".join(o.get("text", "") for o in outputs(notebook))
+    assert "Warning" not in shown, shown
+
+
+def test_first_cell_fetches_the_book_and_never_installs_torch(notebook):
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert re.search(r'^REPOSITORY = "https://', first.source, re.MULTILINE)
+    installed = re.findall(r'"([\w-]+)>=', first.source)
+    assert installed and "torch" not in installed
+
+
+def test_prose_and_glued_values_match(notebook):
+    used, given = set(GLUE.findall(markdown(notebook))), set(glued(notebook))
+    assert used - given == set(), "in the prose, but no cell glues them"
+    assert given - used == set(), "glued, but not in the prose"
+
+
+def test_no_result_is_typed(name, notebook):
+    prose = GLUE.sub("", markdown(notebook))
+    prose = re.sub(r"^:\w+: .*$", "", prose, flags=re.MULTILINE)  # of directives
+    for apart in (r"```python.*?```", r"\$[^$]*\$", r"https?://\S+", r"arXiv [\d.]+"):
+        prose = re.sub(apart, "", prose, flags=re.DOTALL)
+    typed = set(re.findall(r"\b\d+\.\d+", prose))
+    assert typed <= REPORTED[name] | SETTINGS[name]
+    units = re.findall(r"\d+(?:\.\d+)?\s*(?:%|s\b|seconds|minutes|MB)", prose)
+    assert units == []
+
+
+def test_every_picture_says_what_it_shows(notebook):
+    pictures = re.findall(
+        r"<img [^>]*>", json.dumps([o.get("data", {}) for o in outputs(notebook)])
+    )
+    assert pictures
+    assert all(re.search(r'alt=\\"[^"\\]{20,}', picture) for picture in pictures)
+
+
+def test_outputs_hold_no_path_of_a_machine(notebook):
+    text = json.dumps(notebook.cells)
+    assert not re.search(r'(?<![\w.:/])/(home|root|tmp|Users|work)/', text)
+
+
+def test_chapter_runs_on_the_sample_without_data_or_network(name, tmp_path):
+    """In a copy of the book, top to bottom, in the smoke profile."""
+    book = tmp_path / "book"
+    for path in project_files():
+        if path.suffix in (".py", ".ipynb"):
+            target = book / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    environment = {
+        "SEGBOOK_PROFILE": "smoke",
+        "SEGBOOK_RUNS": str(tmp_path / "runs"),
+        "SEGBOOK_DATA": str(tmp_path / "no data"),
+        "PYTHONPATH": str(book),
+    }
+    done = run_chapter(name, book, tmp_path / "out.ipynb", environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    notebook = nbformat.read(tmp_path / "out.ipynb", 4)
+    stamp = notebook.metadata["segbook"]
+    assert stamp["profile"] == "smoke"
+    assert set(stamp["data"].values()) == {"sample"}
+    assert set(GLUE.findall(markdown(notebook))) == set(glued(notebook))
+
+    # Finished trainings are read back: every file of a run stays as it was.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
+    assert before
+    time.sleep(0.01)
+    done = run_chapter(name, book, tmp_path / "again.ipynb", environment)
+    assert done.returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")} == before
+    again = nbformat.read(tmp_path / "again.ipynb", 4)
+    first, second = glued(notebook), glued(again)
+    assert {k: v for k, v in first.items() if "minutes" not in k} == {
+        k: v for k, v in second.items() if "minutes" not in k
+    }
+
+
+def run_chapter(name, book, output, environment):
+    return subprocess.run(
+        [sys.executable, "-m", "utils.execute", name, "--output", str(output)],
+        cwd=book,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
