@@ -33,7 +33,8 @@ def plain_loop(model, sample, loss, steps):
 
 
 def our_loop(model, sample, loss, steps):
-    fit(model, sample, loss, torch.optim.AdamW(model.parameters()), steps, progress=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    fit(model, sample, loss, optimizer, steps, progress=False)
 
 
 def main():
@@ -62,8 +63,8 @@ def main():
             if turn:  # the first turn warms up
                 times[name].append((time.perf_counter() - start) / options.steps)
     for name, values in times.items():
-        low, high = min(values), max(values)
-        print(f"{name:6} {statistics.median(values):.4f} s a step ({low:.4f}-{high:.4f})")
+        middle, low, high = statistics.median(values), min(values), max(values)
+        print(f"{name:6} {middle:.4f} s a step ({low:.4f}-{high:.4f})")
     ratio = statistics.median(p / f for p, f in zip(times["plain"], times["fit"]))
     print(f"plain / fit = {ratio:.2f}  ({runtime.device_name()})")
 

@@ -96,7 +96,8 @@ def test_a_chapter_can_use_another(write):
 def test_an_unknown_chapter_lists_the_known(write):
     write("small", SMALL)
     write("other", SMALL)
-    with pytest.raises(ValueError, match="no chapter 'smal'; the chapters: other, small"):
+    known = "no chapter 'smal'; the chapters: other, small"
+    with pytest.raises(ValueError, match=known):
         chapters.load("smal")
 
 

@@ -345,8 +345,13 @@ def test_keyboard_interrupt_in_the_middle(server, origin, target):
         time.sleep(0.2)
 
     server.answers, server.half = [answer(tar(GOOD))], interrupt
-    with pytest.raises(KeyboardInterrupt):
-        fetch(origin, target)
+    # A shell starts what runs in its background deaf to Ctrl-C: listen again.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(origin, target)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert left(target) == []
     server.half = None
     fetch(origin, target)

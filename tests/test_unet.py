@@ -83,6 +83,13 @@ def test_gradients_reach_every_parameter(unet):
         assert all(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
+def test_skips_are_left_out_from_the_finest_on(unet):
+    for skips in range(5):
+        network = unet.UNet(width=2, padded=True, skips=skips)
+        assert [up.skips for up in network.decoder] == [i < skips for i in range(4)]
+        assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+
+
 def test_the_network_without_skips_ignores_what_it_is_handed(unet):
     up = unet.Up(8, padding=1, skips=False)
     deep = torch.randn(1, 8, 5, 5)

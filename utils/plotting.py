@@ -192,7 +192,7 @@ def _img(picture, alt, width):
     )
 
 
-def _render(fig, dpi=130):
+def _render(fig, dpi=120):
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(file, format="png", dpi=dpi)
@@ -208,7 +208,7 @@ def _compress(image):
     files = [(kind, _encode(image, options)) for kind, options in settings.items()]
     smallest = min(files, key=lambda file: len(file[1]))
     if len(smallest[1]) > 30_000:
-        lossy = _encode(image, dict(format="webp", quality=80, method=5))
+        lossy = _encode(image, dict(format="webp", quality=60, method=6))
         smallest = min(smallest, ("webp", lossy), key=lambda file: len(file[1]))
     return smallest
 
