@@ -1,5 +1,12 @@
 """Running a chapter: outputs, stamp, what a failure leaves behind."""
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
@@ -22,6 +29,24 @@ os.environ["SEGBOOK_PROFILE"], os.getcwd().endswith("chapters")
 # %%
 print(sys.executable)
 '''
+
+WIDGETS = """# %%
+import ipywidgets
+import numpy as np
+from tqdm.notebook import tqdm
+
+from utils import plotting
+
+unused = ipywidgets.Button(description="unused")
+for step in tqdm(range(3), desc="kept"):
+    pass
+for step in tqdm(range(3), desc="gone", leave=False):
+    pass
+
+# %%
+frames = [np.full((4, 4), value, np.uint8) for value in (0, 255)]
+plotting.explorer(frames, ["0.1", "0.9"], "threshold", "grey squares")
+"""
 
 
 @pytest.fixture
@@ -99,3 +124,53 @@ def test_seconds_include_trainings_that_were_read_back(write):
 def test_an_unknown_chapter_is_named(capsys):
     assert execute.main(["nothing"]) == 1
     assert "unet" in capsys.readouterr().out
+
+
+def test_only_widgets_that_are_shown_are_saved(write):
+    target = write(WIDGETS)
+    execute.run("small", profile="smoke")
+    notebook = nbformat.read(target, 4)
+    first, second = notebook.cells
+    (bar,) = first.outputs
+    assert re.fullmatch(r"kept: 100% 3/3 \[.*\]\n", bar.text)
+    saved = notebook.metadata.widgets[execute.WIDGET_STATE]["state"]
+    kinds = [model["model_name"] for model in saved.values()]
+    assert kinds.count("LinkModel") == kinds.count("HTMLModel") == 2
+    assert not {"ButtonModel", "FloatProgressModel"} & set(kinds)
+    view = second.outputs[0]["data"][execute.WIDGET_VIEW]
+    assert saved[view["model_id"]]["model_name"] == "VBoxModel"
+    assert set(execute.references(saved)) <= set(saved)
+
+
+def test_two_runs_differ_in_nothing_but_time(write):
+    target = write(WIDGETS)
+    found = []
+    for _ in range(2):
+        execute.run("small", profile="smoke")
+        text = re.sub(r"3/3 \[.*?\]", "", target.read_text(encoding="utf-8"))
+        notebook = json.loads(text)
+        notebook["metadata"]["segbook"].pop("seconds")
+        found.append(notebook)
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_an_interrupt_leaves_the_notebook_as_it_was(write):
+    target = write(SMALL + "\n# %%\nimport time\n\ntime.sleep(300)\n")
+    target.write_text("as before")
+    program = (
+        "import sys; from pathlib import Path; from utils import execute, runtime; "
+        f"runtime.root = lambda: Path({str(target.parents[1])!r}); "
+        "sys.exit(execute.main(['small', '--profile', 'smoke']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "cell 3 of 4" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=60)[0]
+    assert "Interrupted; nothing is written" in rest
+    assert process.returncode == 1
+    assert target.read_text() == "as before"

@@ -53,7 +53,7 @@ def test_show_puts_description_and_picture_on_the_page(shown):
     assert 'alt="A &quot;rising&quot; line"' in data["text/html"]
     assert 'width="480" height="192"' in data["text/html"]
     image = decode(data["text/html"])
-    assert image.size == (650, 260)
+    assert image.size == (600, 240)
     assert image.convert("RGB").getpixel((0, 0)) == (251, 251, 250)
     assert len(data["text/html"]) < 20_000
 
@@ -168,7 +168,7 @@ def test_explorer_ties_slider_and_pictures_without_a_kernel(old, monkeypatch):
         ((slider, "value"), (pages, "selected_index")),
     ]
     for pane, label, frame in zip(pages.children, ("0.1", "0.5", "0.9"), frames):
-        assert f">threshold {label}</figcaption>" in pane.value
+        assert f">threshold {label}</p>" in pane.value
         assert f'alt="cells, threshold {label}"' in pane.value
         assert (np.asarray(decode(pane.value).convert("L")) == frame).all()
 

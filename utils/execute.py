@@ -150,7 +150,7 @@ class Kernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self):
-        launcher = ["-m", "ipykernel_launcher", "--log-level=ERROR", "-f"]
+        launcher = ["-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f"]
         return KernelSpec(
             argv=[sys.executable, *launcher, "{connection_file}"],
             display_name="Python",

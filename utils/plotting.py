@@ -42,6 +42,7 @@ def figure(rows=1, columns=1, width=8.0, height=3.0, **options):
     """
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(width, height), layout="constrained")
+        fig.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches
         return fig, fig.subplots(rows, columns, **options)
 
 
@@ -81,7 +82,7 @@ def predictions(
     """
     truths, predicted = _array(truths), _array(predicted)
     rows, (tall, wide) = len(truths), truths.shape[1:]
-    height = 0.6 + rows * (width / 4 * tall / wide + 0.25)
+    height = 0.75 + rows * ((width / 4 - 0.25) * tall / wide + 0.35)
     fig, axes = figure(rows, 4, width, height, squeeze=False)
     for row, image, truth, guess in zip(axes, _array(images), truths, predicted):
         counted = truth != ignore
@@ -165,10 +166,8 @@ def explorer(frames, labels, description, alt, width=None, start=0):
 
 
 def _pane(frame, caption, alt, width):
-    return (
-        f'<figure style="margin:0;color:{INK}"><figcaption>{escape(caption)}'
-        f"</figcaption>{_img(frame, f'{alt}, {caption}', width)}</figure>"
-    )
+    picture = _img(frame, f"{alt}, {caption}", width)
+    return f'<p style="margin:0;font-weight:600">{escape(caption)}</p>{picture}'
 
 
 def _img(picture, alt, width):
@@ -188,7 +187,7 @@ def _img(picture, alt, width):
     return (
         f'<img class="dark-light" alt="{escape(alt)}" width="{width}" '
         f'height="{height}" src="{source}" style="max-width:100%;height:auto;'
-        f'border-radius:6px;background:{BACKGROUND}">'
+        f'margin:4px 0;border-radius:6px;background:{BACKGROUND}">'
     )
 
 
