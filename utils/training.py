@@ -62,8 +62,8 @@ def fit(
     """
     every = every or steps
     run = _Run(model, optimizer, poly(steps, power, warmup), seed, checkpoint)
-    bar = tqdm(total=steps, initial=run.step, disable=not progress, mininterval=1.0)
-    with bar:
+    hidden = not progress or run.step >= steps
+    with tqdm(total=steps, initial=run.step, disable=hidden, mininterval=1.0) as bar:
         while run.step < steps:
             start = time.perf_counter()
             model.train()
