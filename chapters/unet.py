@@ -26,10 +26,10 @@
 # {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, finds cell membranes
 # in six slices of nervous tissue that it has not been trained on. Membrane Dice
 # {glue:text}`dice_membrane:.3f`, pixel error {glue:text}`pixel_error:.3f`, adapted
-# Rand error {glue:text}`rand_chosen:.3f` with a threshold chosen on training slices
-# and {glue:text}`rand_best:.3f` with the best one. It is a small network and a short
-# training: the paper's own numbers come from a larger one, hours on a GPU, and
-# another test set.
+# Rand error, borders thinned, {glue:text}`rand_chosen:.3f` with a threshold chosen on
+# training slices and {glue:text}`rand_best:.3f` with the best one. It is a small
+# network and a short training: the paper's own numbers come from a larger one, hours
+# on a GPU, and another test set.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -1126,8 +1126,8 @@ glue(
 # %% [markdown]
 # Everything painted as membrane: Dice {glue:text}`all_membrane_dice:.3f`. Without
 # skips: {glue:text}`no_skips_dice:.3f`, and {glue:text}`no_skips_long_dice:.3f` after
-# four times as many steps. A number close to the first means that the network has
-# not begun to learn, which says that skips are also a short way for gradients, and
+# four times as many steps. A number close to the first means that the network has not
+# begun to learn, which says that skips are also a short way for gradients, and
 # nothing about where it would put its borders. That question goes to the row with the
 # two deepest skips, where only the features of the two finest levels are missing. The
 # table as a picture:
