@@ -158,19 +158,25 @@ def test_two_runs_differ_in_nothing_but_time(write):
 def test_an_interrupt_leaves_the_notebook_as_it_was(write):
     target = write(SMALL + "\n# %%\nimport time\n\ntime.sleep(300)\n")
     target.write_text("as before")
+    # A shell starts what runs in its background deaf to Ctrl-C: listen again.
     program = (
-        "import sys; from pathlib import Path; from utils import execute, runtime; "
+        "import signal, sys; from pathlib import Path; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from utils import execute, runtime; "
         f"runtime.root = lambda: Path({str(target.parents[1])!r}); "
         "sys.exit(execute.main(['small', '--profile', 'smoke']))"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if "cell 3 of 4" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.communicate(timeout=60)[0]
+    ) as process:
+        for line in process.stdout:
+            if "cell 3 of 4" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        try:
+            rest = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert "Interrupted; nothing is written" in rest
     assert process.returncode == 1
     assert target.read_text() == "as before"
