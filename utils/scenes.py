@@ -1,0 +1,181 @@
+"""Street scenes: how every chapter on scene parsing trains and scores its network.
+
+One recipe for all of them, so that their scores can be compared. A network here is a
+module with an `encoder`; it maps normalised images (B, 3, H, W) to logits
+(B, K, H, W), in training also to a pair (logits, auxiliary logits).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from utils import metrics, runs, runtime, training
+from utils.data.augment import Augment
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on street scenes."""
+
+    batch: int
+    steps: int
+    every: int  # steps from one validation to the next
+    rate: float = 5e-4  # of learning, in the encoder
+    faster: float = 4.0  # times that for the layers that were not pre-trained
+    decay: float = 1e-2  # of the weights
+    aux: float = 0.4  # weight of the auxiliary loss
+    scale: tuple[float, float] = (0.75, 1.75)
+    brightness: float = 0.2
+    seed: int = 0
+
+
+def train(model, recipe, train_set, val_set, checkpoint=None):
+    """Trains a network; returns its `History`, scored by mean IoU on `val_set`."""
+    model.to(runtime.device())
+    return training.fit(
+        model,
+        batches(train_set, model.encoder, recipe),
+        scene_loss(train_set, recipe.aux),
+        optimizer(model, recipe),
+        recipe.steps,
+        evaluate=lambda model: score(model, val_set),
+        every=recipe.every,
+        warmup=min(50, recipe.steps // 10),
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+    )
+
+
+def checkpoint(chapter, name, model, recipe, train_set, val_set, *code):
+    """The file of a run. The network counts with its layers, and with `code`, its
+    classes and functions; the recipe with the code in this file."""
+    ours = train, batches, scene_loss, class_weights, optimizer, score, predict, Augment
+    sets = train_set.images, train_set.labels, val_set.images, val_set.labels
+    return runs.path(chapter, name, repr(model), recipe, *code, *ours, *sets)
+
+
+def batches(dataset, encoder, recipe):
+    """A function that draws (images (B, 3, H, W), labels (B, H, W)) by a generator."""
+    device = runtime.device()
+    images, labels = dataset.images.to(device), dataset.labels.to(device)
+    augment = Augment(
+        tuple(images.shape[-2:]),
+        flip="h",
+        scale=recipe.scale,
+        roam=True,
+        brightness=recipe.brightness,
+        contrast=recipe.brightness,
+        outside=dataset.ignore,
+    )
+
+    def sample(generator):
+        i = torch.randint(len(images), (recipe.batch,), generator=generator).to(device)
+        pixels, targets = augment(images[i], labels[i], generator=generator)
+        return encoder.normalise(pixels), targets
+
+    return sample
+
+
+def class_weights(labels, classes, ignore):
+    """1 / log(1.1 + frequency) of each class (classes,), so that rare ones count more
+    (after Paszke et al., ENet, arXiv 1606.02147, section 4.2)."""
+    counted = labels[labels != ignore].long()
+    frequency = torch.bincount(counted, minlength=classes) / len(counted)
+    return 1 / torch.log(1.1 + frequency)
+
+
+def scene_loss(dataset, aux):
+    """Weighted cross-entropy (output, labels) -> scalar, the ignore label left out.
+
+    An output (logits, auxiliary logits) adds `aux` times the loss of the second.
+    """
+    weights = class_weights(dataset.labels, len(dataset.classes), dataset.ignore)
+    weights = weights.to(runtime.device())
+
+    def cross_entropy(logits, labels):
+        return F.cross_entropy(
+            logits.float(), labels, weights, ignore_index=dataset.ignore
+        )
+
+    def loss(output, labels):
+        if isinstance(output, tuple):
+            logits, auxiliary = output
+            main, extra = cross_entropy(logits, labels), cross_entropy(auxiliary, labels)
+            return main + aux * extra
+        return cross_entropy(output, labels)
+
+    return loss
+
+
+def optimizer(model, recipe):
+    """AdamW with two learning rates: new layers learn faster than the encoder, and
+    frozen ones not at all."""
+    inside = {id(p) for p in model.encoder.parameters()}
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    old = [p for p in learnt if id(p) in inside]
+    new = [p for p in learnt if id(p) not in inside]
+    groups = [
+        {"params": old, "lr": recipe.rate},
+        {"params": new, "lr": recipe.rate * recipe.faster},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=recipe.decay)
+
+
+@torch.inference_mode()
+def predict(model, images, scales=(1.0,), flip=False, batch=8):
+    """Probabilities (N, K, H, W) of images (N, 3, H, W) uint8, on the CPU.
+
+    scales, flip: averaged over resized and mirrored images ("multi-scale testing").
+    """
+    found, size = [], images.shape[-2:]
+    for part in images.split(batch):
+        pixels = model.encoder.normalise(part.to(runtime.device()).float() / 255)
+        total = 0
+        for scale in scales:
+            # A multiple of 16 plus one stays one, as align_corners wants it.
+            at = [16 * round(scale * (side - 1) / 16) + 1 for side in size]
+            view = pixels if scale == 1 else resize(pixels, at)
+            for mirrored in (False, True)[: 1 + flip]:
+                logits = model(view.flip(3) if mirrored else view).float()
+                logits = logits.flip(3) if mirrored else logits
+                total = total + resize(logits, size).softmax(1)
+        found.append((total / total.sum(1, keepdim=True)).cpu())
+    return torch.cat(found)
+
+
+def resize(maps, size):
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=True)
+
+
+def confusion(prediction, dataset):
+    """Confusion matrix of labels (N, H, W) against those of a data set."""
+    return metrics.confusion_matrix(
+        prediction, dataset.labels, len(dataset.classes), dataset.ignore
+    )
+
+
+def score_of_frames(prediction, dataset):
+    """Mean IoU of each frame over the classes that it holds or that were predicted."""
+    classes = len(dataset.classes)
+    return [
+        metrics.mean_iou(metrics.confusion_matrix(guess, truth, classes, dataset.ignore))
+        for guess, truth in zip(prediction, dataset.labels)
+    ]
+
+
+def as_rows(tables, classes):
+    """Confusion matrices by name as a Markdown table: IoU of each class, their mean."""
+    lines = ["| " + " | ".join(["", *classes, "mean"]) + " |"]
+    lines.append("| --- " * (len(classes) + 2) + "|")
+    for name, table in tables.items():
+        values = [*metrics.iou(table).tolist(), metrics.mean_iou(table)]
+        lines.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+    return "\n".join(lines)
+
+
+def score(model, dataset):
+    """Mean IoU over the classes of one forward pass for each image."""
+    return metrics.mean_iou(confusion(predict(model, dataset.images).argmax(1), dataset))
