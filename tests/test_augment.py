@@ -90,6 +90,13 @@ def test_same_seed_same_batch():
     assert not torch.equal(first[0], other[0])
 
 
+def test_a_zoomed_view_stays_in_the_middle():
+    augment = Augment((41, 61), flip="hv", rotate=180, scale=(0.5, 3.0))
+    where = augment.coordinates(50, (41, 61), generator())  # (B, h, w, 2)
+    assert where[:, 20, 30].abs().max() < 1e-5
+    assert (where.amax((1, 2)) + where.amin((1, 2))).abs().max() < 1e-5
+
+
 def test_displacements_have_the_asked_size_on_the_lattice():
     augment = Augment((101, 101), elastic=10.0)
     corners = torch.tensor([[[[0.0, 0.0], [100.0, 100.0]]]]).expand(4000, -1, -1, -1)

@@ -20,9 +20,15 @@ PREFIX = "application/papermill.record/"
 GLUE = re.compile(r"\{glue:text\}`(\w+)(?::[^`]+)?`")
 
 # Results that the papers report: these alone may stand in prose as decimals.
-REPORTED = {"unet": {"0.000353", "0.0382", "0.0611", "0.9203", "0.7756"}}
+REPORTED = {
+    "unet": {"0.000353", "0.0382", "0.0611", "0.9203", "0.7756"},
+    "pspnet": {"85.4", "80.2"},
+}
 # Settings that the papers name, as their dropout.
-SETTINGS = {"unet": {"0.99", "0.5", "0.2"}}
+SETTINGS = {
+    "unet": {"0.99", "0.5", "0.2"},
+    "pspnet": {"0.4", "0.9", "0.75", "1.75"},
+}
 
 
 @pytest.fixture(params=NAMES)

@@ -21,7 +21,8 @@ class Recipe:
     batch: int
     steps: int
     every: int  # steps from one validation to the next
-    rate: float = 5e-4  # of learning, in the encoder
+    crop: tuple[int, int] | None = None  # height and width; None: whole frames
+    rate: float = 1e-3  # of learning, in the encoder
     faster: float = 4.0  # times that for the layers that were not pre-trained
     decay: float = 1e-2  # of the weights
     aux: float = 0.4  # weight of the auxiliary loss
@@ -60,13 +61,11 @@ def batches(dataset, encoder, recipe):
     device = runtime.device()
     images, labels = dataset.images.to(device), dataset.labels.to(device)
     augment = Augment(
-        tuple(images.shape[-2:]),
+        recipe.crop or tuple(images.shape[-2:]),
         flip="h",
         scale=recipe.scale,
-        roam=True,
         brightness=recipe.brightness,
         contrast=recipe.brightness,
-        outside=dataset.ignore,
     )
 
     def sample(generator):

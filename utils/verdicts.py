@@ -20,8 +20,11 @@ def verdict(claim, ours, others, score):
         return f"**{claim}**: shows, on every seed. {means}."
     if a.max() < b.min():
         return f"**{claim}**: the opposite shows, on every seed. {means}."
-    if a.mean() - b.mean() > max(a.std(), b.std()):
+    lead, scatter = a.mean() - b.mean(), max(a.std(), b.std())
+    if lead > scatter:
         return f"**{claim}**: a hint; the seeds overlap. {means}."
+    if -lead > scatter:
+        return f"**{claim}**: a hint of the opposite; the seeds overlap. {means}."
     return f"**{claim}**: does not show here. {means}, within the scatter of the seeds."
 
 

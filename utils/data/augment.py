@@ -20,7 +20,6 @@ class Augment:
     flip        axes that may flip: "h", "v", "hv" or ""
     rotate      largest rotation either way, in degrees
     scale       smallest and largest zoom (2 shows things twice as large)
-    roam        a zoomed view may lie anywhere in the image, not only in the middle
     elastic     standard deviation of the displacements of a coarse `grid` x
                 `grid` lattice over the whole image, in pixels (U-Net, section 3.1)
     brightness  largest shift of the grey values, as a share of the range
@@ -32,7 +31,6 @@ class Augment:
     flip: str = ""
     rotate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
-    roam: bool = False
     elastic: float = 0.0
     grid: int = 3
     brightness: float = 0.0
@@ -86,9 +84,6 @@ class Augment:
         centre = torch.stack([left + (w - 1) / 2, top + (h - 1) / 2], 1)
         pixel = torch.einsum("bij,hwj->bhwi", matrix, offset) + centre[:, None, None]
         extent = torch.tensor([width, height])
-        if self.roam:  # as far as the view stays in the image, or the image in view
-            room = (1 - 1 / zoom).abs()[:, None] * torch.tensor([w, h]) / 2
-            centre += room * torch.stack([uniform(-1, 1), uniform(-1, 1)], 1)
         if self.elastic:
             pixel = pixel + self.displacement(pixel, extent, generator)
         return (2 * pixel + 1) / extent - 1

