@@ -2,12 +2,12 @@
 
 Same encoder (EfficientNet-Lite0), size of images, batch and machine, in one run:
 
-    usual  the network with the widths and full convolutions of the common PyTorch
-           codes, default memory format, dilation by the convolution itself, a plain
-           loop
+    usual  the head of the common PyTorch codes, with their widths and full
+           convolutions; default memory format, dilation by the convolution itself, a
+           plain loop
     same   the same network in this book's loop: channels last, depthwise dilation on
            interleaved grids
-    page   the network of the chapter in this book's loop, its first layers frozen
+    page   the chapter's narrower head in this book's loop
 
 Prints the medians and the ratios: above 1 means faster than the usual way.
 
@@ -28,20 +28,17 @@ CLASSES = 11
 
 
 def pspnet(page):
-    """semseg's head of 512 channels at output stride 8, or the chapter's network."""
-    encoder = encoders.build(
-        "lite0", output_stride=8, first_block="new",
-        frozen=2 if page else 0, maps=4 if page else 5,
-    )  # fmt: skip
+    """semseg's head of 512 channels, or the chapter's."""
+    encoder = encoders.build("lite0", output_stride=8, first_block="new", maps=4)
     return chapters.load("pspnet").PSPNet(CLASSES, encoder, width=128 if page else 512)
 
 
 def deeplab(page):
-    """VainF's head of 256 channels at output stride 16, or the chapter's network."""
-    encoder = encoders.build("lite0", output_stride=16, frozen=2 if page else 0)
+    """VainF's head of 256 channels, or the chapter's."""
+    encoder = encoders.build("lite0", output_stride=8, maps=4)
     return chapters.load("deeplab").DeepLabV3Plus(
         CLASSES, encoder, width=128 if page else 256, separable=page,
-        decoder_convs=2 if page else 1, rates=(2, 4, 6) if page else (6, 12, 18),
+        decoder_convs=2 if page else 1, rates=(4, 8, 12) if page else (12, 24, 36),
     )  # fmt: skip
 
 
@@ -62,7 +59,7 @@ def usual(model, images, labels, steps):
 
 
 def ours(model, images, labels, steps):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    optimizer = torch.optim.AdamW(model.parameters())
     fit(model, lambda _: (images, labels), loss, optimizer, steps, progress=False)
 
 
@@ -87,8 +84,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=["pspnet", "deeplab"])
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--height", type=int, default=177)
-    parser.add_argument("--width", type=int, default=241)
+    parser.add_argument("--height", type=int, default=129)
+    parser.add_argument("--width", type=int, default=161)
     parser.add_argument("--steps", type=int, default=2, help="in one turn")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()

@@ -29,9 +29,9 @@
 # of street scenes that it has not been trained on with a mean IoU of
 # {glue:text}`miou:.3f` in one pass and {glue:text}`miou_multi:.3f` averaged over
 # scales and mirror images, which is how the paper scores. Images are
-# {glue:text}`width` by {glue:text}`height` pixels, a quarter of the camera's area and
-# less than a tenth of what the paper's networks see. This is scaled down, and its
-# numbers cannot be laid beside the paper's.
+# {glue:text}`width` by {glue:text}`height` pixels, {glue:text}`area_share:.0%` of the
+# area of the reference code's smallest crops. This is scaled down, and its numbers
+# cannot be laid beside the paper's.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -129,13 +129,14 @@ if device.type == "cpu":
 #
 # The paper collects mistakes of a network without context: a boat on a river is taken
 # for a car, because the two look alike and nobody looked at the water; a skyscraper
-# flickers between *building* and *skyscraper*; a pillow vanishes in a bed sheet of the
-# same pattern. Each can be settled by looking at more of the scene.
+# flickers between *building* and *skyscraper*; a pillow vanishes in a bed sheet of
+# the same pattern. Each can be settled by looking at more of the scene.
 #
 # How much does a larger view tell? Here is a test that needs no network. Take a
 # square patch around a pixel, shrink it to 8 by 8 pixels, and find the most similar
-# patch in the training images. Its class is the guess. Every class is drawn equally
-# often, so pure chance is one in {glue:text}`class_count`.
+# patch in the training images. Its class is the guess. Then compare two patches at
+# once: the 8 by 8 pixels around the pixel themselves, and the larger one. Every class
+# is drawn equally often, so pure chance is one in {glue:text}`class_count`.
 
 # %%
 size = runtime.choose(gpu=(361, 481), cpu=(177, 241), smoke=(65, 97))
@@ -145,7 +146,12 @@ CLASSES = len(val_set.classes)
 VOID = val_set.ignore
 print(f"{len(train_set)} frames to train, {len(val_set)} to validate,", end=" ")
 print(f"{size[0]} x {size[1]} pixels, source: {train_set.source}")
-glue(class_count=CLASSES, height=size[0], width=size[1])
+glue(
+    class_count=CLASSES,
+    height=size[0],
+    width=size[1],
+    area_share=size[0] * size[1] / 473**2,  # semseg's crops for ADE20K
+)
 
 
 # %%
@@ -179,12 +185,19 @@ sides = [8, 16, 32, 64, 128]
 each_train, each_val = runtime.choose(gpu=(400, 60), cpu=(400, 60), smoke=(20, 5))
 *train_places, train_classes = places(train_set, each_train, seed=0)
 *val_places, val_classes = places(val_set, each_val, seed=1)
-accuracy = {}
-for side in sides:
-    known = patches(train_set, *train_places, side).flatten(1)
-    asked = patches(val_set, *val_places, side).flatten(1)
-    nearest = torch.cdist(asked, known).argmin(1).numpy()
-    accuracy[side] = (train_classes[nearest] == val_classes).mean()
+known = {s: patches(train_set, *train_places, s).flatten(1) for s in sides}
+asked = {s: patches(val_set, *val_places, s).flatten(1) for s in sides}
+
+
+def accuracy(views):
+    """Share of pixels whose class the nearest neighbour in these views has."""
+    a, b = (torch.cat([p[side] for side in views], 1) for p in (asked, known))
+    nearest = torch.cdist(a, b).argmin(1).numpy()
+    return (train_classes[nearest] == val_classes).mean()
+
+
+alone = [accuracy([side]) for side in sides]
+paired = [accuracy([sides[0], side]) for side in sides]
 
 # %% tags=["hide-input"]
 fig, axes = plotting.figure(2, 6, 8, 3.2, width_ratios=[1] * 5 + [2.4])
@@ -203,32 +216,34 @@ grid = axes[0, 5].get_gridspec()
 for ax in axes[:, 5]:
     ax.remove()
 ax = fig.add_subplot(grid[:, 5])
-ax.plot(sides, [accuracy[side] for side in sides], "o-")
-ax.axhline(1 / CLASSES, color=plotting.COLOURS[5], linestyle=":")
+ax.plot(sides, paired, "o-", label="with the smallest")
+ax.plot(sides, alone, "o-", label="alone")
+ax.axhline(1 / CLASSES, color=plotting.COLOURS[5], linestyle=":", label="chance")
+ax.legend(fontsize=8)
 ax.set(xscale="log", xlabel="side of the patch", title="share guessed right")
 ax.set_xticks(sides, sides)
 ax.minorticks_off()
 ax.set_ylim(0)
-best_side = max(accuracy, key=accuracy.get)
 glue(
-    patch_small=accuracy[sides[0]],
-    patch_best=accuracy[best_side],
-    patch_side=best_side,
-    patch_large=accuracy[sides[-1]],
+    patch_small=alone[0],
+    patch_large=alone[-1],
+    patch_both=paired[-1],
+    patch_side=sides[-1],
 )
 show(
     fig,
     alt="Two rows of patches around a pixel of road and one of pavement, from 8 to 128 "
     "pixels wide, as 8 by 8 blocks, and the share of pixels whose class the nearest "
-    "training patch gets right, against the side of the patch.",
+    "training patch gets right, against the side of the patch, alone and together with "
+    "the smallest one.",
 )
 
 # %% [markdown]
-# The smallest patch is right in {glue:text}`patch_small:.0%` of the cases, the best
-# side, {glue:text}`patch_side` pixels, in {glue:text}`patch_best:.0%`, and the largest
-# in {glue:text}`patch_large:.0%`. A larger view helps until the pixel in question
-# drowns in it. One size of view is not enough: what we want is the pixel *and* its
-# neighbourhood *and* the scene.
+# The 8 pixels around a pixel are right in {glue:text}`patch_small:.0%` of the cases, a
+# view of {glue:text}`patch_side` pixels in {glue:text}`patch_large:.0%`, and both
+# together in {glue:text}`patch_both:.0%`. The large view knows the scene and has lost
+# the pixel in it; the small one has the pixel and nothing else. What we want is both,
+# and sizes in between.
 
 # %% [markdown]
 # ## The idea
@@ -245,10 +260,10 @@ show(
 # An encoder turns the image into a map $\mathbf{x}$ of $C$ channels. For each bin
 # number $b \in \{1, 2, 3, 6\}$, the **pyramid pooling module** divides the map into
 # $b \times b$ regions and averages each of them. For $b = 1$ that is one vector that
-# describes the scene; for $b = 6$ it is a coarse map of it. A 1x1 convolution
-# $g_b$ (with batch normalisation and ReLU) reduces each to $C / 4$ channels,
-# bilinear interpolation brings it back to the map's size, and everything is
-# concatenated with the map itself:
+# describes the scene; for $b = 6$ it is a coarse map of it. A 1x1 convolution $g_b$
+# (with batch normalisation and ReLU) reduces each to $C / 4$ channels, bilinear
+# interpolation brings it back to the map's size, and everything is concatenated with
+# the map itself:
 #
 # $$
 # \mathbf{y} = \big[\,\mathbf{x},\; u(g_1(p_1(\mathbf{x}))),\; \dots,\;
@@ -319,10 +334,10 @@ plotting.explorer(
 #
 # A segmentation network of this kind begins as a classifier: ResNet
 # {footcite:p}`he2016deep` in the paper. Its last layers, which turn the map into one
-# answer, are cut off, and what is left is called the *encoder*. It brings weights that
-# were learnt on a million photographs, and a habit that is in our way: it halves its
-# map five times. The side of the square of input pixels that one position of the map
-# stands for is the **output stride**: 32 for the classifier.
+# answer, are cut off, and what is left is called the *encoder*. It brings weights
+# that were learnt on a million photographs, and a habit that is in our way: it halves
+# its map five times. The side of the square of input pixels that one position of the
+# map stands for is the **output stride**: 32 for the classifier.
 #
 # ```{figure} ../_static/diagrams/dilation.svg
 # :alt: Three by three kernels with rate one, two and four on a grid of pixels, and a stage with stride 2 beside one with stride 1 and rate 2.
@@ -336,14 +351,18 @@ plotting.explorer(
 # Without its last two strides the network would keep a map of stride 8, four times as
 # long and as wide. But the kernels behind the removed strides would then look at a
 # smaller piece of the image than the one they were trained on. **Dilation** mends
-# that: a rate of 2 puts the nine taps of a 3x3 kernel two positions apart, a rate of 4
-# four. They reach the same places in the image as before, with the same weights.
+# that: a rate of 2 puts the nine taps of a 3x3 kernel two positions apart, a rate of
+# 4 four. They reach the same places in the image as before, with the same weights.
 #
 # `utils/encoders.py` has ResNet, VGG and EfficientNet-Lite0, each as one module that
 # returns a list of maps. Two conventions exist for the first block after a removed
 # stride, and they give different outputs with the same weights: in torchvision it
-# keeps the rate from before (`first_block="previous"`), in the reference code it takes
-# the rate of its stage (`"new"`).
+# keeps the rate from before (`first_block="previous"`), in the reference code it
+# takes the rate of its stage (`"new"`).
+#
+# Images with other than three channels fit too. The first convolution is widened: red,
+# green and blue keep their filters, further channels start at zero and are learnt from
+# there; for a grey image the three filters are added up (`widen` in the same file).
 
 # %%
 rows = []
@@ -364,10 +383,11 @@ Markdown(
 # %% [markdown]
 # What can one position of the last map see? Set a gradient at the middle of it, run
 # it back to the image, and see where it arrives. The drawn picture is the size of the
-# gradient, averaged over validation images, for EfficientNet-Lite0 with its weights
-# from ImageNet, the encoder that this page trains. What *can* be seen is far larger
-# than what *counts*: half of the gradient falls into a small square in the middle,
-# whose side stands above each picture.
+# gradient, averaged over validation frames of {glue:text}`view_height` by
+# {glue:text}`view_width` pixels, for EfficientNet-Lite0 with its weights from ImageNet,
+# the encoder that this page trains. Some of it arrives everywhere, but what *can* be
+# seen is not what *counts*: above each picture stands the side of the square in the
+# middle that holds half of the gradient.
 
 
 # %% tags=["model"]
@@ -408,13 +428,25 @@ def show_reach(gradients, alt):
     show(fig, alt=alt)
 
 
-some = runtime.choose(gpu=8, cpu=8, smoke=2)
-views = val_set.images[:: len(val_set) // some][:some].float() / 255
+view_size, some = runtime.choose(
+    gpu=((361, 481), 8), cpu=((361, 481), 8), smoke=((65, 97), 2)
+)
+large = data.load("camvid", "val", size=view_size).images
+views = large[:: len(large) // some][:some].float() / 255
 seen = {}
 for stride in (32, 16, 8):
     probe = encoders.build("lite0", output_stride=stride, pretrained=True).eval()
     views_of = probe.normalise(views)
     seen[f"output stride {stride}"] = reach(lambda x: probe(x)[-1], views_of)
+halves = [half_side(gradient) for gradient in seen.values()]
+glue(
+    view_height=view_size[0],
+    view_width=view_size[1],
+    half_32=halves[0],
+    half_16=halves[1],
+    half_8=halves[2],
+    half_share=halves[2] ** 2 / (view_size[0] * view_size[1]),
+)
 show_reach(
     seen,
     alt="Gradient of the middle position of the encoder's last map at the image, for "
@@ -422,8 +454,11 @@ show_reach(
 )
 
 # %% [markdown]
-# Three pictures that resemble each other: dilation has kept the view of the original
-# encoder. They also show why a fine map alone does not bring the scene to the pixel.
+# Half of the gradient falls within {glue:text}`half_32` pixels at output stride 32, and
+# within {glue:text}`half_16` and {glue:text}`half_8` at 16 and 8: dilation has kept the
+# view of the original encoder. A square of {glue:text}`half_8` pixels is
+# {glue:text}`half_share:.0%` of the frame. A fine map alone does not bring the scene to
+# the pixel.
 
 # %% [markdown]
 # ## Build it
@@ -431,8 +466,8 @@ show_reach(
 # A 1x1 or 3x3 convolution with batch normalisation and ReLU is the brick. All
 # up-sampling on this page is bilinear with `align_corners=True`, as in the reference
 # code: the corner pixels of the small map and of the large one coincide. That fits
-# sides of $8n + 1$ (473 in the paper's code): the positions of a map of stride 8 then
-# stand exactly on the pixels 0, 8, 16, ... to the last.
+# sides of $8n + 1$ (473 in the reference code): the positions of a map of stride 8
+# then stand exactly on the pixels 0, 8, 16, ... to the last.
 
 
 # %% tags=["model"]
@@ -546,9 +581,9 @@ def head(in_channels, width, classes, dropout):
 # %% [markdown]
 # ## Is it right?
 #
-# **Weights, counted by hand.** A convolution from $i$ to $o$ channels with a $k \times
-# k$ kernel has $k^2 i o$ weights, batch normalisation two for each channel. For
-# ResNet-50 with 2048 channels and 150 classes, as on the ADE20K scenes:
+# **Weights, counted by hand.** A convolution from $i$ to $o$ channels with a $k
+# \times k$ kernel has $k^2 i o$ weights, batch normalisation two for each channel.
+# For ResNet-50 with 2048 channels and 150 classes, as on the ADE20K scenes:
 
 
 # %%
@@ -579,9 +614,9 @@ glue(
 )
 
 # %% [markdown]
-# {glue:text}`paper_parameters:,` in all. The pyramid has {glue:text}`pyramid_share:.0%`
-# of them. The 3x3 convolution behind it, which reads twice as many channels because
-# of it, has {glue:text}`head_share:.0%`.
+# {glue:text}`paper_parameters:,` in all. The pyramid has
+# {glue:text}`pyramid_share:.0%` of them. The 3x3 convolution behind it, which reads
+# twice as many channels because of it, has {glue:text}`head_share:.0%`.
 #
 # **Sizes.** 473 is $8 \cdot 59 + 1$, and the map has 60 positions a side. Other sizes
 # work as well, and a batch of one in eval mode.
@@ -599,8 +634,8 @@ except ValueError as error:
 refusal
 
 # %% [markdown]
-# **Every output depends on every pixel.** Through the branch with one bin, a change in
-# one corner must reach the logits in the opposite one. Without the pyramid, an
+# **Every output depends on every pixel.** Through the branch with one bin, a change
+# in one corner must reach the logits in the opposite one. Without the pyramid, an
 # encoder that cannot see that far keeps them as they were.
 
 # %%
@@ -621,10 +656,10 @@ for bins in ((), (1,)):
 # ## The data
 #
 # CamVid {footcite:p}`brostow2009semantic`: frames from a camera behind the windscreen
-# of a car in Cambridge, every pixel labelled by hand. We use the common cut with eleven
-# classes and a twelfth, *void*, for whatever is none of them. Void is neither learnt
-# nor scored. Frames of one drive follow each other, so the given split is kept: a
-# random one would put neighbours on both sides.
+# of a car in Cambridge, every pixel labelled by hand. We use the common cut with
+# eleven classes and a twelfth, *void*, for whatever is none of them. Void is neither
+# learnt nor scored. Frames of one drive follow each other, so the given split is
+# kept: a random one would put neighbours on both sides.
 #
 # Without the files, and without a network, this page runs on an embedded stand-in of
 # drawn streets.
@@ -671,9 +706,9 @@ Markdown(
 # %% [markdown]
 # ## Train it
 #
-# The paper trains ResNet-101 on crops of 473 pixels and more, batches of 16 over
-# several GPUs, with SGD and the poly rule. Scaled down, the same for all networks of
-# this book on street scenes, in `utils/scenes.py`: EfficientNet-Lite0
+# The reference code trains ResNets on crops of 473 by 473 pixels and more, batches of
+# 16 over several GPUs, with SGD and the poly rule. Scaled down, the same for all
+# networks of this book on street scenes, in `utils/scenes.py`: EfficientNet-Lite0
 # {footcite:p}`tan2019efficientnet` as the encoder, whose weights come with a Python
 # package and need no download from a hub; crops of {glue:text}`crop_height` by
 # {glue:text}`crop_width` pixels, mirrored, zoomed by 0.75 to 1.75, and changed in
@@ -789,8 +824,8 @@ Markdown(scenes.as_rows(tables, val_set.classes))
 
 # %% [markdown]
 # Mean IoU {glue:text}`miou:.3f` in one pass, {glue:text}`miou_multi:.3f` over scales.
-# Pixel accuracy, {glue:text}`accuracy:.3f`, hides what the rare classes do to the mean:
-# look at the thin ones.
+# Pixel accuracy, {glue:text}`accuracy:.3f`, hides what the rare classes do to the
+# mean: look at the thin ones.
 #
 # Two frames that came out best and the two worst, by the mean IoU of each frame. In
 # the last column, pink is wrong and grey is void.
@@ -834,8 +869,9 @@ for k, name in enumerate(val_set.classes):
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# And what do the trained layers see? Again the gradient of the middle position, on the
-# trained network: of the encoder's map, and of the map behind the pyramid and the head.
+# And what do the trained layers see? Again the gradient of the middle position, on
+# the trained network: of the encoder's map, and of the map behind the pyramid and the
+# head.
 
 # %%
 model.eval()
@@ -851,17 +887,17 @@ show_reach(
 
 # %% [markdown]
 # Before the module, half of the gradient falls within {glue:text}`reach_before`
-# pixels; behind it, within {glue:text}`reach_after`. The pyramid lays a thin veil over
-# the whole frame, and the spot in the middle remains.
+# pixels; behind it, within {glue:text}`reach_after`. The pyramid lays a thin veil
+# over the whole frame, and the spot in the middle remains.
 
 # %% [markdown]
 # ## Do the claims hold?
 #
 # The paper's tables compare bins, kinds of pooling and the auxiliary loss on ADE20K.
 # Here each becomes a short training: frames of {glue:text}`small_height` by
-# {glue:text}`small_width` pixels, {glue:text}`small_steps` steps,
-# {glue:text}`seed_count` seeds, everything else as above. These networks are far from
-# done; they are good for comparing.
+# {glue:text}`small_width` pixels and crops of the same share of them,
+# {glue:text}`small_steps` steps, {glue:text}`seed_count` seeds, everything else as
+# above. These networks are far from done; they are good for comparing.
 #
 # Each finished run stays on disk. Interrupt this cell whenever you like.
 

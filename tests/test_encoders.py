@@ -231,47 +231,6 @@ def test_gradients_of_the_last_map_reach_every_parameter(name, options):
         assert parameter.grad.any(), name
 
 
-# Frozen layers
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_belongs_to_one_level(name):
-    encoder = sketch(name)
-    levels = [
-        [p for layer in level for p in layer.parameters()] for level in encoder.levels()
-    ]
-    assert len(levels) == len(encoder.channels) and all(levels)
-    belonging = [id(p) for level in levels for p in level]
-    assert sorted(belonging) == sorted(id(p) for p in encoder.parameters())
-    for number, channels in enumerate(CHANNELS[name]):  # the last layer's
-        assert levels[number][-1].shape[0] == channels
-
-
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("frozen", [1, 3])
-def test_frozen_levels_stay_as_they_are(name, frozen):
-    """Their weights and statistics: as many maps are the same after a training step."""
-    encoder = build(name, frozen=frozen)
-    images = torch.randn(2, 3, 33, 49)
-    with torch.no_grad():
-        before = encoder.eval()(images)
-        encoder.train()
-    optimiser = torch.optim.SGD(encoder.parameters(), lr=0.1)
-    last = encoder(images)[-1]
-    last.square().mean().backward()
-    optimiser.step()
-    with torch.no_grad():
-        after = encoder.eval()(images)
-    same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
-    assert same == [True] * frozen + [False] * (5 - frozen)
-
-
-def test_nothing_is_frozen_unless_asked():
-    encoder = sketch("resnet18").train()
-    assert all(module.training for module in encoder.modules())
-    assert all(parameter.requires_grad for parameter in encoder.parameters())
-
-
 # Feature maps
 
 

