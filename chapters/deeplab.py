@@ -605,7 +605,9 @@ glue(
 )
 
 # %% [markdown]
-# The ASPP holds {glue:text}`aspp_share:.0%` of the weights of v3.
+# The ASPP holds {glue:text}`aspp_share:.0%` of the {glue:text}`v3_parameters:,` weights
+# of v3. With one convolution in its decoder, as common PyTorch codes have it, v3+ has
+# {glue:text}`plus_parameters:,`.
 #
 # **Sizes**, also odd ones, and a batch of one in eval mode:
 
@@ -801,7 +803,7 @@ glue(
     miou=metrics.mean_iou(tables["one pass"]),
     miou_multi=metrics.mean_iou(tables["scales and mirror images"]),
 )
-Markdown(scenes.as_rows(tables, val_set.classes))
+Markdown(scenes.as_table(tables, val_set.classes))
 
 # %% [markdown]
 # Two frames that came out best and the two worst, by the mean IoU of each frame. In

@@ -690,11 +690,11 @@ glue(
     rare_class=train_set.classes[rarest],
     rare_share=frequency.min(),
 )
-Markdown(
-    "| " + " | ".join(train_set.classes) + " |\n" + "| --- " * CLASSES + "|\n| "
-    + " | ".join(f"{f:.1%}".replace("%", " %") for f in frequency)
-    + f" |\n\n{train_set.citation}. {train_set.licence}."
-)  # fmt: skip
+of_class = scenes.class_weights(train_set.labels, CLASSES, VOID)
+lines = ["| class | share of the pixels | weight in the loss |", "| --- | --- | --- |"]
+for name, share, weight in zip(train_set.classes, frequency, of_class):
+    lines.append(f"| {name} | {100 * share:.1f} % | {weight:.1f} |")
+Markdown("\n".join(lines) + f"\n\n{train_set.citation}. {train_set.licence}.")
 
 # %% [markdown]
 # The most frequent class, {glue:text}`frequent_class`, covers
@@ -820,7 +820,7 @@ glue(
     miou_multi=metrics.mean_iou(tables["scales and mirror images"]),
     accuracy=metrics.pixel_accuracy(tables["one pass"]),
 )
-Markdown(scenes.as_rows(tables, val_set.classes))
+Markdown(scenes.as_table(tables, val_set.classes))
 
 # %% [markdown]
 # Mean IoU {glue:text}`miou:.3f` in one pass, {glue:text}`miou_multi:.3f` over scales.

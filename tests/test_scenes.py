@@ -303,10 +303,13 @@ def test_scores_of_frames():
 
 def test_table_of_scores():
     table = torch.tensor([[3, 1], [0, 4]])
-    assert scenes.as_rows({"one pass": table}, ("sky", "road")).splitlines() == [
-        "|  | sky | road | mean |",
-        "| --- | --- | --- | --- |",
-        "| one pass | 0.75 | 0.80 | 0.78 |",
+    tables = {"one pass": table, "turned": table.T}
+    assert scenes.as_table(tables, ("sky", "road")).splitlines() == [
+        "|  | one pass | turned |",
+        "| --- | --- | --- |",
+        "| sky | 0.75 | 0.75 |",
+        "| road | 0.80 | 0.80 |",
+        "| **mean** | **0.775** | **0.775** |",
     ]
 
 

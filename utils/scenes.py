@@ -100,8 +100,8 @@ def scene_loss(dataset, aux):
     def loss(output, labels):
         if isinstance(output, tuple):
             logits, auxiliary = output
-            main, extra = cross_entropy(logits, labels), cross_entropy(auxiliary, labels)
-            return main + aux * extra
+            main = cross_entropy(logits, labels)
+            return main + aux * cross_entropy(auxiliary, labels)
         return cross_entropy(output, labels)
 
     return loss
@@ -159,25 +159,26 @@ def confusion(prediction, dataset):
 def score_of_frames(prediction, dataset):
     """Mean IoU of each frame over the classes that it holds or that were predicted."""
     classes = len(dataset.classes)
-    return [
-        metrics.mean_iou(metrics.confusion_matrix(guess, truth, classes, dataset.ignore))
+    tables = (
+        metrics.confusion_matrix(guess, truth, classes, dataset.ignore)
         for guess, truth in zip(prediction, dataset.labels)
-    ]
+    )
+    return [metrics.mean_iou(table) for table in tables]
 
 
-def as_rows(tables, classes):
+def as_table(tables, classes):
     """Confusion matrices by name as a Markdown table: IoU of each class, their mean."""
-    lines = ["| " + " | ".join(["", *classes, "mean"]) + " |"]
-    lines.append("| --- " * (len(classes) + 2) + "|")
+    columns = [["", "---", *classes, "**mean**"]]
     for name, table in tables.items():
-        values = [*metrics.iou(table).tolist(), metrics.mean_iou(table)]
-        lines.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
-    return "\n".join(lines)
+        values = [f"{value:.2f}" for value in metrics.iou(table).tolist()]
+        columns.append([name, "---", *values, f"**{metrics.mean_iou(table):.3f}**"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in zip(*columns))
 
 
 def score(model, dataset):
     """Mean IoU over the classes of one forward pass for each image."""
-    return metrics.mean_iou(confusion(predict(model, dataset.images).argmax(1), dataset))
+    prediction = predict(model, dataset.images).argmax(1)
+    return metrics.mean_iou(confusion(prediction, dataset))
 
 
 def band(labels, width):
