@@ -11,7 +11,7 @@ Same encoder (EfficientNet-Lite0), size of images, batch and machine, in one run
 
 Prints the medians and the ratios: above 1 means faster than the usual way.
 
-    python -m benchmarks.scenes_step [pspnet] [deeplab] [--batch 4] [--turns 5]
+    python -m benchmarks.scenes_step [pspnet] [deeplab] [refinenet] [gcn] [--batch 4]
 """
 
 import argparse
@@ -40,6 +40,24 @@ def deeplab(page):
         CLASSES, encoder, width=128 if page else 256, separable=page,
         decoder_convs=2 if page else 1, rates=(4, 8, 12) if page else (12, 24, 36),
     )  # fmt: skip
+
+
+def refinenet(page):
+    """Light-Weight RefineNet with the reference code's widths, or the chapter's."""
+    width, encoder = (128 if page else 256), encoders.build("lite0")
+    return chapters.load("refinenet").RefineNet(
+        CLASSES, encoder, width=width, deepest=2 * width, light=True
+    )
+
+
+def gcn(page):
+    """With deconvolutions as in the paper, or bilinear as in the chapter."""
+    up = "bilinear" if page else "deconv"
+    encoder = encoders.build("lite0", output_stride=8, maps=4)
+    return chapters.load("gcn").GCN(CLASSES, encoder, 15, up=up)
+
+
+NETWORKS = {"pspnet": pspnet, "deeplab": deeplab, "refinenet": refinenet, "gcn": gcn}
 
 
 def loss(output, labels):
@@ -82,7 +100,7 @@ def compare(build, images, labels, turns, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=["pspnet", "deeplab"])
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--height", type=int, default=129)
     parser.add_argument("--width", type=int, default=161)
@@ -94,8 +112,7 @@ def main():
     images = torch.rand(options.batch, 3, options.height, options.width, device=device)
     labels = (images[:, 0] * CLASSES).long().clamp(max=CLASSES - 1)
     for network in options.networks:
-        build = {"pspnet": pspnet, "deeplab": deeplab}[network]
-        times = compare(build, images, labels, options.turns, options.steps)
+        times = compare(NETWORKS[network], images, labels, options.turns, options.steps)
         print(f"{network}, batch {options.batch}, {options.height}x{options.width}")
         for name, values in times.items():
             middle, low, high = statistics.median(values), min(values), max(values)
