@@ -355,9 +355,8 @@ class RefineNet(nn.Module):
 
     encoder: by default ResNet-101. blocks: 4, one for each map of the encoder; 2; or
     1 for all four maps (the "single RefineNet"). width: channels of a block, deepest:
-    of the first
-    one. light: Light-Weight RefineNet (Nekrasov et al. 2018), 1x1 convolutions and no
-    RCUs; rcus: RCUs in each path, and behind each block's pooling.
+    of the first one. light: Light-Weight RefineNet (Nekrasov et al. 2018), 1x1
+    convolutions and no RCUs; rcus: RCUs in each path, and behind each block's pooling.
     """
 
     def __init__(
@@ -431,30 +430,24 @@ with torch.device("meta"):
     }
 assert count(light) == 27_357_525
 PARTS = {"reduction, RCUs and fusion": "paths", "pooling": "pool", "RCUs behind": "out"}
-rows = {
-    form: [count(m.encoder)]
-    + [sum(count(getattr(b, part)) for b in m.blocks) for part in PARTS.values()]
-    + [count(m.head), count(m), operations(m, (512, 512))]
-    for form, m in both.items()
-}
-for form, row in rows.items():
-    assert sum(row[:-2]) == row[-2]
-full_row, light_row = rows.values()
+rows = {"encoder": [count(m.encoder) for m in both.values()]}
+for name, part in PARTS.items():
+    rows[name] = [sum(count(getattr(b, part)) for b in m.blocks) for m in both.values()]
+rows["head"] = [count(m.head) for m in both.values()]
+rows["all"] = [count(m) for m in both.values()]
+assert [sum(column[:-1]) for column in zip(*rows.values())] == rows["all"]
+work = [operations(m, (512, 512)) for m in both.values()]
 glue(
-    full_parameters=full_row[-2],
-    light_parameters=light_row[-2],
-    parameter_ratio=full_row[-2] / light_row[-2],
-    operation_ratio=full_row[-1] / light_row[-1],
+    full_parameters=rows["all"][0],
+    light_parameters=rows["all"][1],
+    parameter_ratio=rows["all"][0] / rows["all"][1],
+    operation_ratio=work[0] / work[1],
 )
 Markdown(
-    "| ResNet-50, 21 classes | encoder | "
-    + " | ".join(PARTS)
-    + " | head | all | billion operations, 512 x 512 |\n"
-    + "| --- " * 7 + "|\n"
-    + "\n".join(
-        f"| {form} | " + " | ".join(f"{n:,}" for n in row[:-1]) + f" | {row[-1]:.1f} |"
-        for form, row in rows.items()
-    )
+    "| weights with ResNet-50, 21 classes | RefineNet | light-weight |\n"
+    + "| --- " * 3 + "|\n"
+    + "\n".join(f"| {name} | {a:,} | {b:,} |" for name, (a, b) in rows.items())
+    + "\n| billion operations, 512 x 512 | {:.1f} | {:.1f} |".format(*work)
 )  # fmt: skip
 
 # %% [markdown]
