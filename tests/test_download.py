@@ -1,5 +1,6 @@
 """Downloads against a server on this machine: whole and verified, or nothing."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 from utils import data, runtime
-from utils.data import DataError, download, membranes
+from utils.data import DataError, download, landcover, membranes
 from utils.data.download import Archive, Kaggle, Unavailable, fetch
 
 COMMIT = "0123456789abcdef"
@@ -147,6 +148,16 @@ def test_good_archive(server, origin, target):
     assert server.paths == [f"/me/sets/tar.gz/{COMMIT}"]
     fetch(origin, target)  # is there already: verified, not downloaded again
     assert len(server.paths) == 1
+
+
+def test_single_file_of_an_archive(server, origin, target, tmp_path):
+    (tmp_path / "expected" / "notes.txt").write_bytes(b"wanted")
+    sha256 = download.folder_hash(tmp_path / "expected")
+    keep = ("image", "label", "notes.txt")
+    server.answers = [answer(tar(GOOD | {"notes.txt": b"wanted", "other.txt": b""}))]
+    fetch(Archive("me/sets", COMMIT, "data", keep, sha256), target)
+    assert (target / "notes.txt").read_bytes() == b"wanted"
+    assert not (target / "other.txt").exists()
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -311,6 +322,29 @@ def test_zip_is_unpacked(tmp_path):
     assert found == ["0.png", "1.png", "2.png"]
 
 
+def test_single_files_are_kept_beside_folders(tmp_path):
+    """Of the root or of a folder, but not what only begins with the same name."""
+    files = {
+        "The set/Tile 1/0.png": b"1", "The set/Tile 10/0.png": b"2",
+        "The set/about.json": b"3", "The set/about.json.old": b"4",
+        "The set/Tile 2/notes.txt": b"5", "The set/Tile 2/0.png": b"6",
+        "about.json": b"7",
+    }  # fmt: skip
+    pack_zip(tmp_path / "x.zip", files | {"The set/Tile 1/": b""})
+    wanted = ["The set/about.json", "The set/Tile 1", "The set/Tile 2/notes.txt"]
+    target = tmp_path / "sets"
+    download.unpack(tmp_path / "x.zip", target, wanted)
+    found = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    names = {"Tile 1/0.png": b"1", "about.json": b"3", "notes.txt": b"5"}
+    assert found == {target / name: content for name, content in names.items()}
+
+
+def test_link_in_the_place_of_a_single_file_is_refused(tmp_path):
+    pack_zip(tmp_path / "x.zip", {"a/1.png": b"1"}, link_name="about.json")
+    with pytest.raises(Unavailable, match="refused: about.json.*link"):
+        download.unpack(tmp_path / "x.zip", tmp_path / "sets", ["a", "about.json"])
+
+
 @pytest.mark.parametrize("name", ["a/../../evil", "/evil", "a\\..\\..\\evil"])
 def test_bad_name_in_a_zip_is_refused(tmp_path, name):
     pack_zip(tmp_path / "x.zip", {"a/1.png": b"1", name: b"x"})
@@ -468,23 +502,90 @@ def test_kaggle_without_account_or_network(no_account, target):
     assert left(target) == []
 
 
-def test_kaggle_download(no_account, tmp_path, target, origin, monkeypatch):
+@pytest.fixture
+def kaggle_server(no_account, monkeypatch):
     """Kaggle's own client, sent to this machine: there it asks port 80, over HTTP."""
-    files = {f"The set/{name}": content for name, content in GOOD.items()}
-    pack_zip(tmp_path / "sent.zip", files)
     try:
         server = Server(port=80)
     except OSError as error:
         pytest.skip(f"port 80 cannot be served here: {error}")
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
     monkeypatch.setenv("NO_PROXY", "localhost")
-    details = json.dumps({"info": {"licenses": []}}).encode()
-    server.answers = [answer(details), answer((tmp_path / "sent.zip").read_bytes())]
     with server:
         serve(server)
-        fetch(Kaggle("me/sets", "The set", ("image", "label"), origin.sha256), target)
+        yield server
         server.shutdown()
+
+
+def send(server, packed):
+    """Lets Kaggle's client have a zip file: it asks for the set's details first."""
+    details = json.dumps({"info": {"licenses": []}}).encode()
+    server.answers = [answer(details), answer(packed.read_bytes())]
+
+
+def test_kaggle_download(kaggle_server, tmp_path, target, origin):
+    files = {f"The set/{name}": content for name, content in GOOD.items()}
+    pack_zip(tmp_path / "sent.zip", files)
+    send(kaggle_server, tmp_path / "sent.zip")
+    fetch(Kaggle("me/sets", "The set", ("image", "label"), origin.sha256), target)
     assert_whole(target)
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A reader with an empty data root, in the profile "cpu"."""
+    monkeypatch.setenv("SEGBOOK_DATA", str(tmp_path / "root"))
+    monkeypatch.setenv("SEGBOOK_PROFILE", "cpu")
+    monkeypatch.delenv("SEGBOOK_SOURCE", raising=False)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def small_landcover(tmp_path, monkeypatch):
+    """A zip file as Kaggle's, with one small image in each area, all of it road."""
+    monkeypatch.setattr(landcover, "SIDE", 40)
+    monkeypatch.setattr(landcover, "PARTS", range(1, 2))
+    folder = tmp_path / "expected"
+    for name in landcover.missing(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (110, 193, 228)).save(folder / name)
+    (folder / "classes.json").write_text("{}")
+    names = ["classes.json", *landcover.missing(tmp_path)]
+    files = {f"The set/{name}": (folder / name).read_bytes() for name in names}
+    pack_zip(tmp_path / "sent.zip", files | {"The set/other.json": b"{}"})
+    origin = dataclasses.replace(
+        landcover.kaggle, folder="The set", sha256=download.folder_hash(folder)
+    )
+    monkeypatch.setattr(landcover, "kaggle", origin)
+    return tmp_path / "sent.zip"
+
+
+def test_loader_takes_kaggle_and_then_the_folder(
+    kaggle_server, reader, small_landcover
+):
+    send(kaggle_server, small_landcover)
+    found = data.load("landcover", source="kaggle")
+    assert found.source == "kaggle" and len(found) == 6
+    assert found.labels.unique().tolist() == [landcover.classes.index("road")]
+    assert (reader / "landcover/classes.json").read_text() == "{}"
+    assert not (reader / "landcover/other.json").exists()
+    asked = len(kaggle_server.paths)
+    assert data.load("landcover", "val").source == "local"
+    assert data.load("landcover", "val", source="kaggle").source == "kaggle"
+    assert len(kaggle_server.paths) == asked  # verified, not downloaded again
+
+
+def test_loader_without_kaggle_takes_the_sample(
+    no_account, reader, monkeypatch, capsys
+):
+    monkeypatch.setattr(landcover, "SCENES", {"train": 1})
+    assert data.load("landcover", size=32).source == "sample"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "no folder" in lines[0] and lines[0].endswith("trying Kaggle")
+    assert f"Kaggle did not give {landcover.kaggle.dataset}" in lines[1]
+    assert lines[1].endswith("trying the embedded sample")
+    assert not (reader / "landcover").exists()
 
 
 def test_kaggle_is_left_out_where_a_set_is_not_there():

@@ -23,7 +23,7 @@ from PIL import Image
 from utils import runtime
 from utils.data.download import DataError, Unavailable, fetch
 
-NAMES = ("camvid", "membranes")
+NAMES = ("camvid", "landcover", "membranes")
 SOURCES = {
     "local": "the local folder",
     "archive": "the public archive",

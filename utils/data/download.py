@@ -37,10 +37,10 @@ class Unavailable(DataError):
 
 @dataclass(frozen=True)
 class Archive:
-    """Folders of a public GitHub repository at one commit.
+    """Folders or files of a public GitHub repository at one commit.
 
-    Of the repository's `folder`, the sub-folders `keep` are kept; `sha256` is the
-    `folder_hash` of what they hold.
+    Of the repository's `folder`, the sub-folders or files `keep` are kept; `sha256` is
+    the `folder_hash` of them all.
     """
 
     repository: str  # owner/name
@@ -58,14 +58,14 @@ class Archive:
 
     @property
     def wanted(self):
-        """The folders to keep, as they are named inside the packed file."""
+        """The folders or files to keep, as they are named inside the packed file."""
         name = self.repository.split("/")[1]
         return [f"{name}-{self.commit}/{self.folder}/{part}" for part in self.keep]
 
 
 @dataclass(frozen=True)
 class Kaggle:
-    """Folders of a Kaggle data set; the fields as for `Archive`."""
+    """Folders or files of a Kaggle data set; the fields as for `Archive`."""
 
     dataset: str  # owner/name
     folder: str
@@ -78,7 +78,7 @@ class Kaggle:
 
     @property
     def wanted(self):
-        """The folders to keep, as they are named inside the packed file."""
+        """The folders or files to keep, as they are named inside the packed file."""
         return [f"{self.folder}/{part}" for part in self.keep]
 
 
@@ -252,11 +252,12 @@ def watch(process, path):
 
 
 def unpack(packed, target, wanted):
-    """Unpacks the folders `wanted` of a tar or zip file into target.
+    """Unpacks the folders or files `wanted` of a tar or zip file into target.
 
     Each keeps its last name: a/b/image/0.png becomes image/0.png for the wanted
-    a/b/image. Only plain files are written, and only below target. Raises Unavailable
-    for a name that leads elsewhere, for a link or device, and for a damaged file.
+    a/b/image, and a/b/notes.txt becomes notes.txt. Only plain files are written, and
+    only below target. Raises Unavailable for a name that leads elsewhere, for a link or
+    device, and for a damaged file.
     """
     target.mkdir(parents=True)
     try:
@@ -301,7 +302,7 @@ def check_name(name):
 
 def kept_path(name, wanted):
     """Where a member goes, or None for one that is not wanted."""
-    for folder in wanted:
-        if name.startswith(f"{folder}/"):
-            return f"{folder.split('/')[-1]}/{name[len(folder) + 1 :]}"
+    for kept in wanted:
+        if name == kept or name.startswith(f"{kept}/"):
+            return kept.split("/")[-1] + name[len(kept) :]
     return None
