@@ -78,21 +78,27 @@ class Reference(Plain):
         x = self.rcus(self.conv(x) if reduce else x, rcus)
         return self.conv(x) if fuse else x
 
+    def block(self, paths, poolings=4, rcus=1):
+        """A refinement block behind its paths: at the last one's size."""
+        x = sum(up(path, paths[-1]) for path in paths)
+        return self.rcus(self.crp(F.relu(x), poolings), rcus)
+
+    def head(self, x, rcus=2):
+        """The logits; the network has nothing else."""
+        logits = F.conv2d(self.rcus(x, rcus), *self.take(2), padding=1)
+        assert not self.tensors
+        return logits
+
     def refine(self, maps, poolings=4, rcus=(2, 1)):
         """The four-cascade network's logits of maps, the coarsest first."""
-        x = None
-        for features in maps:
-            if x is None:
-                x = self.path(features, rcus[0], True, False)
-            else:
-                x = self.path(x, rcus[0], False, True)
-                own = self.path(features, rcus[0], True, True)
-                x = own + up(x, own)
-            x = self.rcus(self.crp(F.relu(x), poolings), rcus[1])
-        x = self.rcus(x, rcus[0])
-        logits = F.conv2d(x, *self.take(2), padding=1)
-        assert not self.tensors  # the network has nothing else
-        return logits
+        coarsest, *finer = maps
+        paths = [self.path(coarsest, rcus[0], True, False)]
+        x = self.block(paths, poolings, rcus[1])
+        for features in finer:
+            paths = [self.path(x, rcus[0], False, True)]
+            paths.append(self.path(features, rcus[0], True, True))
+            x = self.block(paths, poolings, rcus[1])
+        return self.head(x, rcus[0])
 
 
 def up(x, like):
@@ -141,11 +147,7 @@ def test_a_single_block_fuses_all_four_maps(refinenet, light):
     with torch.inference_mode():
         maps = network.encoder(images)[:0:-1]
         paths = [plain.path(m, rcus[0], True, True) for m in maps]
-        x = sum(up(path, paths[-1]) for path in paths)
-        x = plain.rcus(plain.crp(F.relu(x), 4), rcus[1])
-        x = plain.rcus(x, rcus[0])
-        logits = F.conv2d(x, *plain.take(2), padding=1)
-    assert not plain.tensors
+        logits = plain.head(plain.block(paths, rcus=rcus[1]), rcus[0])
     assert_equal(network(images), up(logits, images))
 
 
@@ -161,15 +163,10 @@ def test_two_blocks_take_two_maps_each(refinenet, light):
     with torch.inference_mode():
         *first, third, finest = network.encoder(images)[:0:-1]
         paths = [plain.path(m, rcus[0], True, True) for m in first]
-        x = sum(up(path, paths[-1]) for path in paths)
-        x = plain.rcus(plain.crp(F.relu(x), 4), rcus[1])
+        x = plain.block(paths, rcus=rcus[1])
         paths = [plain.path(x, rcus[0], False, True)]
         paths += [plain.path(m, rcus[0], True, True) for m in (third, finest)]
-        x = sum(up(path, paths[-1]) for path in paths)
-        x = plain.rcus(plain.crp(F.relu(x), 4), rcus[1])
-        x = plain.rcus(x, rcus[0])
-        logits = F.conv2d(x, *plain.take(2), padding=1)
-    assert not plain.tensors
+        logits = plain.head(plain.block(paths, rcus=rcus[1]), rcus[0])
     assert_equal(network(images), up(logits, images))
 
 
