@@ -25,7 +25,9 @@ citation = (
     "Humans in the Loop, Semantic segmentation of aerial imagery, 2020, data set on "
     "Kaggle"
 )
-splits = {"train": (1, 2, 3, 6, 7, 8), "val": (4, 5)}  # the numbers of the areas
+# The numbers of the areas. Held out are the two, with at most a third of all pixels,
+# whose shares of classes come closest to those of all areas together.
+splits = {"train": (1, 2, 4, 5, 6, 7), "val": (3, 8)}
 archive = None
 kaggle = Kaggle(
     dataset="humansintheloop/semantic-segmentation-of-aerial-imagery",
