@@ -638,6 +638,17 @@ def allocated(network, images):
     return sum(event.self_cpu_memory_usage for event in events), output
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_counting_leaves_nothing_behind(book, in_place):
+    """A saved output that holds itself would never be freed."""
+    norm = (lambda channels: [book.InPlaceABN(channels)]) if in_place else usual
+    network, images = nn.Sequential(*unit(norm, 3, 8)), torch.randn(2, 3, 16, 16)
+    book.kept(network, images)  # warm
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        assert book.total(book.kept(network, images)) > images.nbytes
+    assert sum(event.self_cpu_memory_usage for event in profiler.key_averages()) == 0
+
+
 def leaky(network, slope=0.01):
     """With leaky ReLUs in the place of ReLU and ReLU6."""
     for parent in network.modules():

@@ -26,6 +26,7 @@ REPORTED = {
     "deeplab": {"85.7", "89.0", "82.1"},
     "refinenet": {"83.4", "78.5", "80.3", "82.1"},
     "gcn": {"82.2", "76.9"},
+    "inplace_abn": {"0.8", "82.0", "53.4"},
 }
 # Settings that the papers name, as their dropout.
 SETTINGS = {
@@ -34,6 +35,7 @@ SETTINGS = {
     "deeplab": set(),
     "refinenet": set(),
     "gcn": set(),
+    "inplace_abn": set(),
 }
 
 
