@@ -19,8 +19,8 @@
 # To learn, a network has to remember. The forward pass computes maps, one after the
 # other; the backward pass needs many of them again. All of these are kept in between,
 # and on a GPU it is they, not the weights, that decide how large a crop or a batch
-# can be. In-Place ABN {footcite:p}`rotabulo2018inplace` removes a half of most of
-# them. It keeps only what comes out of a batch normalisation with its activation, and
+# can be. In-Place ABN {footcite:p}`rotabulo2018inplace` removes up to a half of them.
+# It keeps only what comes out of a batch normalisation with its activation, and
 # computes what went in back from it.
 #
 # **On this page**, the normalisations and activations of a chain of convolutions keep
@@ -99,6 +99,7 @@ for module, package in needed.items():
 # %% tags=["model"]
 import copy
 import math
+import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
@@ -297,16 +298,19 @@ Markdown(
 # mean 0 and variance 1 whatever comes in, would not notice.
 #
 # The paper calls this **version I**: compute $\hat x = (z - \beta) / \gamma'$, then
-# the above. **Version II** puts the division into the sums, which are there once a
-# channel, and works on $z$ all the way:
+# the above. **Version II** works on $z$ all the way. The division moves into sums,
+# which are there once a channel:
 #
 # $$
 # \frac{\partial L}{\partial \gamma'} = \frac{1}{\gamma'} \left( \sum d\, z - \beta
-# \frac{\partial L}{\partial \beta} \right), \qquad
+# \frac{\partial L}{\partial \beta} \right)
+# $$
+#
+# $$
 # \frac{\partial L}{\partial x} = \frac{1}{\sqrt{\sigma^2 + \epsilon}} \left( \gamma' d
-# - \frac{z}{m} \frac{\partial L}{\partial \gamma'} - \frac{1}{m} \left( \gamma'
-# \frac{\partial L}{\partial \beta} - \beta \frac{\partial L}{\partial \gamma'} \right)
-# \right)
+# - \frac{z}{m} \frac{\partial L}{\partial \gamma'} - c \right), \qquad
+# c = \frac{1}{m} \left( \gamma' \frac{\partial L}{\partial \beta} - \beta
+# \frac{\partial L}{\partial \gamma'} \right)
 # $$
 #
 # Both in a few lines, for one channel, against PyTorch's automatic gradients:
@@ -677,8 +681,8 @@ print("equal to 12 digits; gradients agree with finite differences")
 # definition, and only the gradient of $\gamma$ has its sign.
 #
 # **A converted network** computes the same. EfficientNet-Lite0 with its weights from
-# ImageNet, leaky ReLUs put in the place of its ReLU6s so that both sides have the
-# same activation:
+# ImageNet, leaky ReLUs put in the place of all ReLU6 so that both sides have the same
+# activation:
 
 
 # %%
@@ -730,7 +734,8 @@ def attempt(what, function):
     try:
         function().sum().backward()
     except RuntimeError as error:
-        print(f"{what}:\n    {str(error)[:89]}\n    {str(error)[89:150].strip()} ...")
+        message = textwrap.shorten(str(error), 150)
+        print(textwrap.fill(f"{what}: {message}", 76, subsequent_indent="    "))
         return
     raise AssertionError(f"no error: {what}")
 
@@ -778,7 +783,7 @@ attempt("the input is a leaf", lambda: layer(x))
 deeplab = chapters.load("deeplab")
 CLASSES = 5
 STRIDE = 8
-RATES = (4, 8, 12)  # a map of stride 8 is as large as the papers' would be at 16
+RATES = (4, 8, 12)  # as in the DeepLab chapter: they fit a small map
 WIDTH = runtime.choose(gpu=256, cpu=96, smoke=16)
 
 
@@ -946,13 +951,13 @@ if device.type == "cuda":
 # ### What it costs
 #
 # Time is measured in turns, one step of each way after the other, forward and
-# backward, so that whatever else this machine does disturbs all of them alike. Given
-# are the medians of {glue:text}`turns` turns, as ratios to the standard way.
+# backward, so that whatever else this machine does disturbs all of them alike. In
+# each turn the standard way is 1; given are the medians of {glue:text}`turns` turns.
 
 
 # %%
 def in_turns(functions, turns):
-    """Median seconds of each function, {name: seconds}, called in turns."""
+    """Seconds of each function, {name: one number a turn}, called in turns."""
     seconds = {name: [] for name in functions}
     for turn in range(turns + 1):
         for name, function in functions.items():
@@ -962,7 +967,7 @@ def in_turns(functions, turns):
                 torch.cuda.synchronize()
             if turn:  # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def step(model, images):
@@ -976,7 +981,7 @@ def layer_step(layer, maps, grad):
     layer(maps * 1).backward(grad)
 
 
-TURNS = runtime.choose(gpu=30, cpu=11, smoke=1)
+TURNS = runtime.choose(gpu=31, cpu=21, smoke=1)
 maps = torch.randn(4, 64, SIDE // 2, SIDE // 2, device=device, requires_grad=True)
 layers = {"standard": usual(64).to(device), "in place": InPlaceABN(64).to(device)}
 times = {
@@ -989,7 +994,7 @@ for name, ways in networks.items():
     times[name] = {way: partial(step, model, images) for way, model in ways.items()}
 times = {name: in_turns(functions, TURNS) for name, functions in times.items()}
 ratios = {
-    name: {way: value / found["standard"] for way, value in found.items()}
+    name: {way: np.median(value / found["standard"]) for way, value in found.items()}
     for name, found in times.items()
 }
 glue(
@@ -1014,12 +1019,13 @@ Markdown(
 
 # %% [markdown]
 # A layer alone takes {glue:text}`layer_time:.2f` times as long as the standard layer,
-# forward and backward. In a network, convolutions take most of the time:
-# {glue:text}`resnext_time:.2f` for ResNeXt-50, {glue:text}`network_time:.2f` for
-# DeepLab v3. Recomputing whole blocks costs a second forward pass, and shows it with
-# {glue:text}`recompute_time:.2f`. The paper reports 0.8 to 2 percent more for its
-# CUDA kernels on large networks. Ours are general operations of PyTorch, and on two
-# cores small differences drown in noise; a ratio below one here is noise too.
+# forward and backward, a step of ResNeXt-50 {glue:text}`resnext_time:.2f` and one of
+# DeepLab v3 {glue:text}`network_time:.2f` times. The extra work is in the backward
+# pass, where $z$ is computed back from $y$. Recomputing the blocks of DeepLab v3
+# costs a second forward pass, and {glue:text}`recompute_time:.2f`. The paper reports
+# 0.8 to 2 percent more for its CUDA kernels on large networks. Ours are general
+# operations of PyTorch, and from one run of this cell to the next they scatter by
+# some hundredths.
 #
 # Checkpointing has a trap that has nothing to do with memory. The second forward pass
 # is a training pass like the first, so it updates the running statistics once more:
@@ -1081,9 +1087,10 @@ plotting.explorer(
 #
 # Satellite images of Dubai, labelled by Humans in the Loop: eight areas of nine
 # images each, six classes, one of which, unlabelled, is void here. The images have
-# many sizes, so `utils/data/landcover.py` cuts them into squares. They come from
-# Kaggle through its own command, which asks for an account only where a set needs
-# one; without a network, a drawn stand-in takes their place, and the page says so.
+# many sizes, so `utils/data/landcover.py` cuts them into squares of equal size, here
+# scaled to {glue:text}`side` pixels a side. They come from Kaggle through its own
+# command, which asks for an account only where a set needs one; without a network, a
+# drawn stand-in takes their place, and the page says so.
 #
 # Two whole areas, 3 and 8, are held out. To hold out images instead would be to test
 # on the other side of the road: images of one area share its houses, its light and
