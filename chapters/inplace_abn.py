@@ -1382,6 +1382,8 @@ for name, values, style in zip(pair, losses[:, 0], ("-", "--")):
 left.set(xlabel="step", ylabel="training loss (of ten steps)")
 left.legend(fontsize=8, frameon=False)
 right.semilogy(np.maximum(gaps.T, 1e-8))  # zero has no logarithm
+right.yaxis.set_major_formatter("{x:.0e}")
+right.minorticks_off()
 right.set(xlabel="step", ylabel="difference, each seed")
 show(
     fig,
