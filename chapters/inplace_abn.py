@@ -767,11 +767,11 @@ attempt("the input is a leaf", lambda: layer(x))
 # %% [markdown]
 # ## What is kept, byte by byte
 #
-# Three networks: the chain from above; ResNeXt-50, the smaller sister of the paper's
-# ResNeXt-101; and the network that this page trains, DeepLab v3 on
-# EfficientNet-Lite0, all of whose ReLUs are leaky. Each is counted in three ways.
-# *Standard* is batch normalisation and leaky ReLU as two layers. *In place* is
-# `InPlaceABN`.
+# Three networks: the chain from above; ResNeXt-50 {footcite:p}`xie2017aggregated`,
+# the smaller sister of the paper's ResNeXt-101; and the network that this page
+# trains, DeepLab v3 on EfficientNet-Lite0, all of whose ReLUs are leaky. Each is
+# counted in three ways. *Standard* is batch normalisation and leaky ReLU as two
+# layers. *In place* is `InPlaceABN`.
 #
 # **Checkpointing** {footcite:p}`chen2016training` is the well-known other way to save
 # memory: of a block, keep the input only, and in the backward pass run the block
@@ -1457,7 +1457,7 @@ Markdown(
 #   - in C++ and CUDA; on CPUs version I
 #   - version I, from operations of PyTorch
 # * - Activation
-#   - leaky ReLU, slope as small as ReLU needs
+#   - leaky ReLU with a small slope
 #   - leaky ReLU, ELU, identity
 #   - leaky ReLU, identity
 # * - Where $\gamma = 0$
