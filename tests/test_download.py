@@ -160,6 +160,13 @@ def test_single_file_of_an_archive(server, origin, target, tmp_path):
     assert not (target / "other.txt").exists()
 
 
+def test_only_files_with_the_ending_are_kept(server, origin, target):
+    notes = {"image/notes.ipynb": b"{}", "label/0.png.txt": b"", "label/png": b""}
+    server.answers = [answer(tar(GOOD | notes))]
+    fetch(dataclasses.replace(origin, ending=".png"), target)
+    assert_whole(target)
+
+
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_busy_server_then_success(server, origin, target, status, capsys):
     server.answers = [answer(b"busy", status), answer(tar(GOOD))]

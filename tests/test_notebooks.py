@@ -27,6 +27,8 @@ REPORTED = {
     "refinenet": {"83.4", "78.5", "80.3", "82.1"},
     "gcn": {"82.2", "76.9"},
     "inplace_abn": {"0.8", "82.0", "53.4"},
+    "ternausnetv2": {"0.739", "0.736"},
+    "instruments": {"83.60", "65.50", "34.61", "82.36", "34.55", "22.47"},
 }
 # Settings that the papers name, as their dropout.
 SETTINGS = {
@@ -36,7 +38,11 @@ SETTINGS = {
     "refinenet": set(),
     "gcn": set(),
     "inplace_abn": set(),
+    "ternausnetv2": {"0.5", "0.95", "0.05"},
+    "instruments": {"0.3"},
 }
+# Data sets that exist as drawings only; a page that takes one says so.
+DRAWN = {"instrument_parts"}
 
 
 @pytest.fixture(params=NAMES)
@@ -82,7 +88,8 @@ def test_outputs_belong_to_the_code_and_to_real_data(name, notebook):
     assert execute.state(name) == "fresh", f"run `make run CHAPTER={name}`"
     stamp = notebook.metadata["segbook"]
     assert stamp["profile"] in ("gpu", "cpu")
-    assert stamp["data"] and "sample" not in " ".join(stamp["data"].values())
+    real = [source for name, source in stamp["data"].items() if name not in DRAWN]
+    assert real and "sample" not in " ".join(real)
     assert stamp["seconds"] > 0 and stamp["device"]
 
 

@@ -23,7 +23,9 @@ from PIL import Image
 from utils import runtime
 from utils.data.download import DataError, Unavailable, fetch
 
-NAMES = ("camvid", "landcover", "membranes")
+NAMES = (
+    "buildings", "camvid", "instrument_parts", "instruments", "landcover", "membranes",
+)  # fmt: skip
 SOURCES = {
     "local": "the local folder",
     "archive": "the public archive",
@@ -47,6 +49,9 @@ class Dataset:
     licence: str
     citation: str
     source: str  # "local", "archive", "kaggle" or "sample"
+    # Of each image what its labels were drawn from, a FeatureCollection of GeoJSON in
+    # degrees; empty where the data set has no such outlines.
+    outlines: tuple[dict, ...] = ()
 
     def __len__(self):
         return len(self.images)
@@ -71,11 +76,11 @@ def load(name, split="train", size=None, source=None):
 
     size = height_and_width(size)
     source, pairs = find(name, module, split, forced_source(source))
-    images, labels = stack(name, pairs, size)
+    images, labels, outlines = stack(name, pairs, size)
     _used.setdefault(name, set()).add(source)
     return Dataset(
         name, split, images, labels, module.classes, module.palette, module.ignore,
-        module.licence, module.citation, source,
+        module.licence, module.citation, source, outlines,
     )  # fmt: skip
 
 
@@ -102,6 +107,8 @@ def find(name, module, split, forced):
     folder = data_root() / name
     origins = {"archive": module.archive, "kaggle": module.kaggle}
     here = [s for s in SOURCES if s not in origins or origins[s]]
+    if not hasattr(module, "read"):
+        here = ["sample"]  # it exists as a drawing only
     if forced and forced not in here:
         raise DataError(f"{name} does not lie on {SOURCES[forced]}; force another")
     sources = [forced] if forced else here
@@ -159,9 +166,12 @@ def height_and_width(size):
 
 
 def stack(name, pairs, size):
-    """Resizes pairs and stacks them: (N, C, H, W), (N, H, W), both uint8."""
-    images, labels = [], []
-    for number, (image, label) in enumerate(pairs):
+    """Resizes pairs and stacks them: (N, C, H, W), (N, H, W), both uint8.
+
+    A pair may be followed by the outlines of its label, which come third, as a tuple.
+    """
+    images, labels, outlines = [], [], []
+    for number, (image, label, *more) in enumerate(pairs):
         if image.shape[1:] != label.shape:
             raise DataError(
                 f"{name}: image {number} is {shape(image)}, its label {shape(label)}; "
@@ -169,10 +179,11 @@ def stack(name, pairs, size):
             )
         images.append(resize_image(image, size) if size else image)
         labels.append(resize_label(label, size) if size else label)
+        outlines += more
     shapes = sorted({shape(image) for image in images})
     if len(shapes) > 1:
         raise DataError(f"{name}: images of sizes {', '.join(shapes)}; load with size=")
-    return torch.stack(images), torch.stack(labels)
+    return torch.stack(images), torch.stack(labels), tuple(outlines)
 
 
 def shape(image):

@@ -39,8 +39,8 @@ class Unavailable(DataError):
 class Archive:
     """Folders or files of a public GitHub repository at one commit.
 
-    Of the repository's `folder`, the sub-folders or files `keep` are kept; `sha256` is
-    the `folder_hash` of them all.
+    Of the repository's `folder`, the sub-folders or files `keep` are kept, and of these
+    the files whose names end in `ending`; `sha256` is the `folder_hash` of them all.
     """
 
     repository: str  # owner/name
@@ -48,6 +48,7 @@ class Archive:
     folder: str
     keep: tuple[str, ...]
     sha256: str
+    ending: str = ""
 
     def download(self, scratch):
         """Downloads into the folder scratch; returns the packed file."""
@@ -71,6 +72,7 @@ class Kaggle:
     folder: str
     keep: tuple[str, ...]
     sha256: str
+    ending: str = ""
 
     def download(self, scratch):
         """Downloads into the folder scratch; returns the packed file."""
@@ -96,7 +98,7 @@ def fetch(origin, target):
             with scratch_folder(target) as scratch:
                 packed = origin.download(scratch)
                 whole = scratch / target.name
-                unpack(packed, whole, origin.wanted)
+                unpack(packed, whole, origin.wanted, origin.ending)
                 verify(whole, origin.sha256)
                 os.replace(whole, target)
     except OSError as error:  # a full disk, a folder that may not be written
@@ -251,20 +253,21 @@ def watch(process, path):
 # Unpacking
 
 
-def unpack(packed, target, wanted):
+def unpack(packed, target, wanted, ending=""):
     """Unpacks the folders or files `wanted` of a tar or zip file into target.
 
     Each keeps its last name: a/b/image/0.png becomes image/0.png for the wanted
-    a/b/image, and a/b/notes.txt becomes notes.txt. Only plain files are written, and
-    only below target. Raises Unavailable for a name that leads elsewhere, for a link or
-    device, and for a damaged file.
+    a/b/image, and a/b/notes.txt becomes notes.txt. Files whose names do not end in
+    `ending` are left out. Only plain files are written, and only below target. Raises
+    Unavailable for a name that leads elsewhere, for a link or device, and for a damaged
+    file.
     """
     target.mkdir(parents=True)
     try:
         for name, kind, open_member in members(packed):
             check_name(name)
             path = kept_path(name, wanted)
-            if path is None or kind == "folder":
+            if path is None or kind == "folder" or not name.endswith(ending):
                 continue
             if kind != "file":
                 raise Unavailable(f"refused: {name} in the archive is a {kind}")
