@@ -227,7 +227,7 @@ def test_polygons_outside_keep_their_number():
 
 
 def test_nothing_is_ground():
-    assert (rasterise([], side=3) == np.zeros((3, 3))).all()
+    assert (rasterise([], size=3) == np.zeros((3, 3))).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -238,10 +238,10 @@ def test_neighbours_leave_no_gap_and_do_not_overlap(seed):
     share = rng.uniform(0.3, 0.7)
     top, bottom = a + share * (b - a), d + share * (c - d)
     parts = [[np.array([a, top, bottom, d, a])], [np.array([top, b, c, bottom, top])]]
-    whole = rasterise([[np.array([a, b, c, d, a])]], side=128) > 0
-    found = rasterise(parts, side=128)
+    whole = rasterise([[np.array([a, b, c, d, a])]], size=128) > 0
+    found = rasterise(parts, size=128)
     assert ((found > 0) == whole).all()
-    one, two = ((rasterise([part], side=128) > 0) for part in parts)
+    one, two = ((rasterise([part], size=128) > 0) for part in parts)
     assert not (one & two).any()
 
 
