@@ -39,7 +39,7 @@ SETTINGS = {
     "gcn": set(),
     "inplace_abn": set(),
     "ternausnetv2": {"0.5", "0.95", "0.05"},
-    "instruments": {"0.3"},
+    "instruments": set(),
 }
 # Data sets that exist as drawings only; a page that takes one says so.
 DRAWN = {"instrument_parts"}
