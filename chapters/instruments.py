@@ -239,7 +239,8 @@ glue(probe_random=probes["random weights"][0], probe=probes["weights from ImageN
 #
 # ```{figure} ../_static/diagrams/instruments.svg
 # :alt: Diagram of TernausNet-11 and LinkNet-34. Both go down with the encoder of a classifier and up with transposed convolutions; TernausNet concatenates maps of the same size, LinkNet adds them.
-# :width: 640px
+# :class: diagram
+# :width: 100%
 #
 # TernausNet-11 concatenates what it hands across, LinkNet-34 adds it. Numbers beside
 # the maps are channels, fractions their size.

@@ -362,7 +362,8 @@ glue(
 #
 # ```{figure} ../_static/diagrams/ternausnetv2.svg
 # :alt: Diagram of TernausNetV2. An encoder with five maps from the full size to a sixteenth, a centre block and a decoder that joins each map; two outputs, building and touching border. Below, two touching houses become one mask, a border, two seeds and two instances.
-# :width: 640px
+# :class: diagram
+# :width: 100%
 #
 # TernausNetV2. Maps are labelled with their size and their channels. Below, how its
 # two outputs become instances.
