@@ -11,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PAGE := _build/html/index.html
 
-.PHONY: book test run sync repo clean
+.PHONY: book test run sync cards repo clean
 
 # OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
 book: $(VENV)/reader
@@ -32,6 +32,10 @@ run: $(VENV)/reader
 # Carries the newer of each pair (.py, .ipynb) over to the other.
 sync: $(VENV)/reader
 	$(BIN)/jupytext --sync chapters/*.py
+
+# What comes from networks.yml: the chapters' cards and the README's table.
+cards: $(VENV)/reader
+	$(BIN)/python tools/cards.py
 
 # The book's own address, for Colab and the links: _config.yml and first cells.
 repo:

@@ -1,10 +1,13 @@
-"""The address of the repository behind the Colab, source and issue links.
+"""The repository behind the Colab, source and issue links, and the site's address.
 
-It is written in `_config.yml`. A fork that publishes its own pages sets
-SEGBOOK_REPOSITORY (and SEGBOOK_BRANCH) instead of changing the file.
+The repository is written in `_config.yml`. A fork that publishes its own pages sets
+SEGBOOK_REPOSITORY (and SEGBOOK_BRANCH) instead of changing the file. The site is where
+GitHub Pages puts it, or where SEGBOOK_SITE says; the site map, the page for lost
+readers and the previews of links need it.
 """
 
 import os
+from urllib.parse import urlsplit
 
 
 def set_repository(app, config):
@@ -15,6 +18,16 @@ def set_repository(app, config):
     ):
         if os.environ.get(variable):
             options[option] = os.environ[variable]
+    site = os.environ.get("SEGBOOK_SITE") or pages_of(options["repository_url"])
+    config.html_baseurl = config.ogp_site_url = site.rstrip("/") + "/"
+    config.notfound_urls_prefix = urlsplit(config.html_baseurl).path
+
+
+def pages_of(repository):
+    """https://github.com/Me/book -> https://me.github.io/book, as GitHub Pages does."""
+    owner, name = urlsplit(repository).path.strip("/").split("/")
+    site = f"{owner.lower()}.github.io"
+    return f"https://{site}" if name.lower() == site else f"https://{site}/{name}"
 
 
 def setup(app):

@@ -51,9 +51,14 @@
 #     (TensorFlow, with trained models)
 # * - Re-implementations
 #   - [VainF/DeepLabV3Plus-Pytorch](https://github.com/VainF/DeepLabV3Plus-Pytorch)
-#     (PyTorch, with weights); torchvision has v3
-# * - Train and test code
-#   - Both, in the official code and in the re-implementations
+#     (PyTorch, with weights), [torchvision](https://github.com/pytorch/vision)
+#     (PyTorch, v3 only, with weights)
+# * - Train code
+#   - In the official code and in the re-implementations
+# * - Test code
+#   - In the official code and in the re-implementations
+# * - Pre-trained weights
+#   - With the official code and with the re-implementations
 # * - Time to run
 #   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
 #     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training

@@ -46,9 +46,14 @@
 #   - None
 # * - Re-implementations
 #   - [ZijunDeng/pytorch-semantic-segmentation](https://github.com/ZijunDeng/pytorch-semantic-segmentation)
-#     (PyTorch), called the common code here
-# * - Train and test code
+#     (PyTorch; the chapter calls it the common code), research.sualab.com (TensorFlow,
+#     a Korean blog, 2018)
+# * - Train code
 #   - None that is official
+# * - Test code
+#   - None that is official
+# * - Pre-trained weights
+#   - None listed
 # * - Time to run
 #   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
 #     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training

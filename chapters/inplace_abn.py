@@ -52,10 +52,12 @@
 #     C++ and CUDA)
 # * - Re-implementations
 #   - None listed
-# * - Train and test code
-#   - Both in the official code
-# * - Pre-trained weights
+# * - Train code
 #   - In the official code
+# * - Test code
+#   - In the official code
+# * - Pre-trained weights
+#   - With the official code
 # * - Time to run
 #   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
 #     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training

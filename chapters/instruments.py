@@ -36,9 +36,9 @@
 # :header-rows: 0
 #
 # * - Paper
-#   - *Automatic Instrument Segmentation in Robot-Assisted Surgery Using Deep
-#     Learning*, Alexey A. Shvets, Alexander Rakhlin, Alexandr A. Kalinin, Vladimir I.
-#     Iglovikov. ICMLA 2018. [arXiv 1803.01207](https://arxiv.org/abs/1803.01207)
+#   - *Automatic Instrument Segmentation in Robot-Assisted Surgery Using Deep Learning*,
+#     Alexey A. Shvets, Alexander Rakhlin, Alexandr A. Kalinin, Vladimir I. Iglovikov.
+#     ICMLA 2018. [arXiv 1803.01207](https://arxiv.org/abs/1803.01207)
 # * - What it brought
 #   - U-Nets with pre-trained VGG and ResNet encoders for surgery, in three tasks:
 #     instrument or not, parts of instruments, types of instruments; a loss with the
@@ -49,11 +49,13 @@
 #     the third; LinkNet-34 82.36, 34.55 and 22.47
 # * - Official code
 #   - [ternaus/robot-surgery-segmentation](https://github.com/ternaus/robot-surgery-segmentation)
-#     (PyTorch), called the reference code here
+#     (PyTorch; the chapter calls it the reference code)
 # * - Re-implementations
 #   - None listed
-# * - Train and test code
-#   - Both in the official code
+# * - Train code
+#   - In the official code
+# * - Test code
+#   - In the official code
 # * - Pre-trained weights
 #   - Linked in the official code
 # * - Time to run

@@ -40,23 +40,27 @@
 #     Xiaogang Wang, Jiaya Jia. CVPR 2017.
 #     [arXiv 1612.01105](https://arxiv.org/abs/1612.01105)
 # * - What it brought
-#   - Pooling over the whole map and over its parts, brought back to every position;
-#     an auxiliary loss on a middle stage; the first place in the ImageNet scene
-#     parsing challenge 2016
+#   - Pooling over the whole map and over its parts, brought back to every position; an
+#     auxiliary loss on a middle stage; the first place in the ImageNet scene parsing
+#     challenge 2016
 # * - Reported there
 #   - mIoU: PASCAL VOC 2012 test 85.4 (with COCO), Cityscapes test 80.2 (with coarse
 #     labels)
 # * - Official code
 #   - [hszhao/PSPNet](https://github.com/hszhao/PSPNet) (Caffe; evaluation only, with
-#     trained models); its author's later
-#     [hszhao/semseg](https://github.com/hszhao/semseg) (PyTorch, with training), which
-#     this page calls the reference code
+#     trained models), [hszhao/semseg](https://github.com/hszhao/semseg) (its author's
+#     later code, PyTorch, with training; the chapter calls it the reference code)
 # * - Re-implementations
 #   - [Vladkryvoruchko/PSPNet-Keras-tensorflow](https://github.com/Vladkryvoruchko/PSPNet-Keras-tensorflow)
-#     (Keras, with weights), [hellochick/PSPNet-tensorflow](https://github.com/hellochick/PSPNet-tensorflow)
+#     (Keras, with weights),
+#     [hellochick/PSPNet-tensorflow](https://github.com/hellochick/PSPNet-tensorflow)
 #     (TensorFlow)
-# * - Train and test code
-#   - Both, in the re-implementations and in semseg
+# * - Train code
+#   - In semseg and in the re-implementations
+# * - Test code
+#   - In the official code, in semseg and in the re-implementations
+# * - Pre-trained weights
+#   - With the official code, and for Keras
 # * - Time to run
 #   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
 #     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training

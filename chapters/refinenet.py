@@ -40,8 +40,8 @@
 #   - *RefineNet: Multi-Path Refinement Networks for High-Resolution Semantic
 #     Segmentation*, Guosheng Lin, Anton Milan, Chunhua Shen, Ian Reid. CVPR 2017.
 #     [arXiv 1611.06612](https://arxiv.org/abs/1611.06612). *Light-Weight RefineNet for
-#     Real-Time Semantic Segmentation*, Vladimir Nekrasov, Chunhua Shen, Ian Reid.
-#     BMVC 2018. [arXiv 1810.03272](https://arxiv.org/abs/1810.03272)
+#     Real-Time Semantic Segmentation*, Vladimir Nekrasov, Chunhua Shen, Ian Reid. BMVC
+#     2018. [arXiv 1810.03272](https://arxiv.org/abs/1810.03272)
 # * - What they brought
 #   - A decoder of residual blocks that every map of the encoder enters; chained
 #     residual pooling. Light-weight: most 3x3 convolutions become 1x1 or go
@@ -51,17 +51,21 @@
 #     46, 82.1 with ResNet-152 and 62
 # * - Official code
 #   - [guosheng/refinenet](https://github.com/guosheng/refinenet) (MATLAB, MatConvNet,
-#     with trained models);
+#     with trained models),
 #     [DrSleep/light-weight-refinenet](https://github.com/DrSleep/light-weight-refinenet)
 #     (PyTorch)
 # * - Re-implementations
 #   - [DrSleep/refinenet-pytorch](https://github.com/DrSleep/refinenet-pytorch)
-#     (PyTorch), called the reference code here;
+#     (PyTorch; the chapter calls it the reference code),
 #     [eragonruan/refinenet-image-segmentation](https://github.com/eragonruan/refinenet-image-segmentation)
 #     (TensorFlow)
-# * - Train and test code
-#   - Both, in the official code. The trained models of the PyTorch codes lay with a
-#     file host that has closed
+# * - Train code
+#   - In the official code
+# * - Test code
+#   - In the official code
+# * - Pre-trained weights
+#   - With the MATLAB code. Those of the PyTorch codes lay with a file host that has
+#     closed
 # * - Time to run
 #   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
 #     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training

@@ -49,11 +49,13 @@
 #     gave 0.739 on its public and 0.736 on its private part
 # * - Official code
 #   - [ternaus/TernausNetV2](https://github.com/ternaus/TernausNetV2) (PyTorch,
-#     prediction only), called the reference code here
+#     prediction only; the chapter calls it the reference code)
 # * - Re-implementations
 #   - None listed
-# * - Train and test code
+# * - Train code
 #   - None
+# * - Test code
+#   - Prediction, in the official code
 # * - Pre-trained weights
 #   - Linked in the official code
 # * - Time to run

@@ -44,21 +44,25 @@
 #     deformation, so that few images suffice; a loss that insists on thin borders;
 #     prediction of large images by overlapping tiles
 # * - Reported there
-#   - ISBI 2012 EM: warping error 0.000353, Rand error 0.0382, pixel error 0.0611.
-#     ISBI cell tracking 2015, IoU: PhC-U373 0.9203, DIC-HeLa 0.7756
+#   - ISBI 2012 EM: warping error 0.000353, Rand error 0.0382, pixel error 0.0611. ISBI
+#     cell tracking 2015, IoU: PhC-U373 0.9203, DIC-HeLa 0.7756
 # * - Official code
 #   - [lmb.informatik.uni-freiburg.de](https://lmb.informatik.uni-freiburg.de/resources/opensource/unet)
 #     (Caffe; ships a trained model)
 # * - Re-implementations
 #   - [jakeret/tf_unet](https://github.com/jakeret/tf_unet) (TensorFlow,
-#     {footcite:t}`akeret2017rfi`), [zhixuhao/unet](https://github.com/zhixuhao/unet) (Keras),
-#     [milesial/Pytorch-UNet](https://github.com/milesial/Pytorch-UNet) (PyTorch, with
-#     checkpoints for the Carvana cars)
-# * - Train and test code
-#   - Both, in the re-implementations
+#     {footcite:t}`akeret2017rfi`), [zhixuhao/unet](https://github.com/zhixuhao/unet)
+#     (Keras), [milesial/Pytorch-UNet](https://github.com/milesial/Pytorch-UNet)
+#     (PyTorch, with checkpoints for the Carvana cars)
+# * - Train code
+#   - In the re-implementations
+# * - Test code
+#   - In the re-implementations
+# * - Pre-trained weights
+#   - With the official code, and at milesial/Pytorch-UNet
 # * - Time to run
 #   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
-#     {glue:text}`device`; the main training takes {glue:text}`train_minutes:.0f` of them
+#     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training
 # * - Cite
 #   - {footcite:t}`ronneberger2015unet`
 # ```

@@ -14,8 +14,11 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from conftest import ROOT, build, chapters, need, pages, project_files
+from PIL import Image
 
 FORK = "https://github.com/some-reader/my.fork_2"
+FORK_PATH = "/my.fork_2/"
+FORK_SITE = f"https://some-reader.github.io{FORK_PATH}"
 
 
 def read(path):
@@ -142,7 +145,8 @@ def test_citations_are_known_and_entries_complete():
         fields = set(re.findall(r"^\s*(\w+)\s*=", body, re.MULTILINE))
         assert {"author", "title", "year"} <= fields, key
 
-    sources = [ROOT / "intro.md", *(ROOT / f"{name}.py" for name in chapters())]
+    sources = [ROOT / name for name in ("intro.md", "networks.md", "networks.yml")]
+    sources += [ROOT / f"{name}.py" for name in chapters()]
     for path in sources:
         text = path.read_text(encoding="utf-8")
         # Two pages with a {bibliography} of their own may not share an entry.
@@ -161,6 +165,7 @@ def test_workflows_are_yaml_and_do_their_jobs():
     ]
     assert ".ci/run" in commands[0]
     assert any("make book" in command for command in commands[1])
+    assert any("tools/links.py" in command for command in commands[1])
     assert publish["permissions"]["pages"] == "write"
 
 
@@ -230,13 +235,19 @@ def test_local_scripts_are_the_ones_that_the_cdn_serves(vendor):
         assert script.integrity == f"sha384-{digest}", script.package
 
 
-def test_plain_build_of_a_fork(tmp_path):
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory):
+    """The site of a fork, built as it is published, from a copy of the book."""
+    folder = tmp_path_factory.mktemp("fork")
+    book = copy_book(folder / "book")
+    address = {"SEGBOOK_REPOSITORY": FORK, "SEGBOOK_BRANCH": "dev"}
+    return build(book, folder, SEGBOOK_OFFLINE="", SEGBOOK_SITE="", **address)
+
+
+def test_plain_build_of_a_fork(fork):
     """Pages name its own address, and no other host but the pinned CDN files."""
-    book = copy_book(tmp_path / "book")
-    fork = {"SEGBOOK_REPOSITORY": FORK, "SEGBOOK_BRANCH": "dev"}
-    site = build(book, tmp_path, SEGBOOK_OFFLINE="", **fork)
     for page in pages():
-        html = BeautifulSoup((site / f"{page}.html").read_text("utf-8"), "html.parser")
+        html = BeautifulSoup((fork / f"{page}.html").read_text("utf-8"), "html.parser")
         loaded = [tag["src"] for tag in html.select("script[src], img[src]")]
         loaded += [
             tag["href"] for tag in html.select("link[href]")
@@ -249,5 +260,91 @@ def test_plain_build_of_a_fork(tmp_path):
         for script in html.select("script[src^=https]"):
             assert script["integrity"].startswith("sha384-")
     for page in chapters():
-        html = (site / f"{page}.html").read_text("utf-8")
+        html = (fork / f"{page}.html").read_text("utf-8")
         assert f"/github/some-reader/my.fork_2/blob/dev/{page}.ipynb" in html
+
+
+def test_site_map_and_previews_name_the_site(fork):
+    text = (fork / "sitemap.xml").read_text("utf-8")
+    assert set(re.findall("<loc>(.*?)</loc>", text)) == {
+        f"{FORK_SITE}{page}.html" for page in pages()
+    }
+    for page in pages():
+        html = BeautifulSoup((fork / f"{page}.html").read_text("utf-8"), "html.parser")
+        said = {
+            tag["property"]: tag["content"] for tag in html.select("meta[property]")
+        }
+        assert said["og:url"] == f"{FORK_SITE}{page}.html"
+        assert said["og:image"] == f"{FORK_SITE}_static/preview.png"
+        assert len(said["og:description"]) > 60 and said["og:title"]
+        assert html.select_one("link[rel=icon], link[rel~=icon]")
+        assert html.select_one("link[rel=canonical]")["href"] == said["og:url"]
+    with Image.open(fork / "_static/preview.png") as preview:
+        assert preview.size == (1200, 630)
+
+
+def test_lost_readers_find_back_from_any_address(fork):
+    """The page stands at any depth, so all that it names begins at the root."""
+    html = BeautifulSoup((fork / "404.html").read_text("utf-8"), "html.parser")
+    assert "not here" in html.select_one("main").get_text()
+    paths = [
+        tag.get("href", tag.get("src")) for tag in html.select("[href], [src]")
+        if not tag.get("href", tag.get("src")).startswith(("http", "#", "data:"))
+    ]
+    assert f"{FORK_PATH}intro.html" in paths
+    for path in paths:
+        assert path.startswith(FORK_PATH), path
+        file = fork / urlsplit(path).path.removeprefix(FORK_PATH)
+        assert file.is_file() or (file / "index.html").is_file(), path
+
+
+@pytest.mark.parametrize(
+    "repository, site",
+    [
+        (FORK, "https://some-reader.github.io/my.fork_2"),
+        ("https://github.com/Me/me.github.io", "https://me.github.io"),
+    ],
+)
+def test_address_of_the_site_is_where_github_puts_it(repository, site):
+    sys.path.insert(0, str(ROOT / "_ext"))
+    from book_repository import pages_of
+
+    assert pages_of(repository) == site
+
+
+def test_missing_pages_and_broken_links_are_found(tmp_path):
+    sys.path.insert(0, str(ROOT / "tools"))
+    import links
+
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "intro.html").write_text(
+        '<h1 id="top"></h1><a href="chapters/unet.html#here">good</a>'
+        '<a href="#top">good</a><a href="https://example.org/x">elsewhere</a>'
+        '<a href="chapters/unet.html#gone">bad</a><img src="_static/gone.png">'
+    )
+    (tmp_path / "chapters/unet.html").write_text(
+        '<p id="here"></p><a href="../intro.html">good</a><a href="intro.html">bad</a>'
+    )
+    assert links.broken_links(tmp_path) == [
+        ("chapters/unet.html", "intro.html"),
+        ("intro.html", "chapters/unet.html#gone"),
+        ("intro.html", "_static/gone.png"),
+    ]
+    missing = links.missing_pages(tmp_path)
+    assert "index.html" in missing and "chapters/pspnet.html" in missing
+    assert "intro.html" not in missing and "chapters/unet.html" not in missing
+
+
+# --- the weekly run in Colab's image ---
+
+
+def test_weekly_run_takes_all_notebooks_and_tells_of_failures():
+    flow = yaml.safe_load(read(".github/workflows/colab.yml"))
+    assert flow[True]["schedule"]  # YAML reads the key `on` as true
+    steps = flow["jobs"]["notebooks"]["steps"]
+    text = "\n".join(step.get("run", "") for step in steps)
+    assert "tools/colab.py" in text and "chapters/*.ipynb" in text
+    assert "SEGBOOK_PROFILE=smoke" in text
+    tell = steps[-1]
+    assert tell["if"] == "failure()" and "gh issue create" in tell["run"]
+    assert flow["permissions"]["issues"] == "write"

@@ -11,7 +11,7 @@ import time
 import jupytext
 import nbformat
 import pytest
-from conftest import ROOT, chapters, project_files
+from conftest import ROOT, chapters, need, project_files
 
 from utils import execute
 
@@ -21,6 +21,7 @@ GLUE = re.compile(r"\{glue:text\}`(\w+)(?::[^`]+)?`")
 
 # Results that the papers report: these alone may stand in prose as decimals.
 REPORTED = {
+    "start": set(),
     "unet": {"0.000353", "0.0382", "0.0611", "0.9203", "0.7756"},
     "pspnet": {"85.4", "80.2"},
     "deeplab": {"85.7", "89.0", "82.1"},
@@ -29,9 +30,11 @@ REPORTED = {
     "inplace_abn": {"0.8", "82.0", "53.4"},
     "ternausnetv2": {"0.739", "0.736"},
     "instruments": {"83.60", "65.50", "34.61", "82.36", "34.55", "22.47"},
+    "comparison": set(),
 }
 # Settings that the papers name, as their dropout.
 SETTINGS = {
+    "start": set(),
     "unet": {"0.99", "0.5", "0.2"},
     "pspnet": {"0.4", "0.9", "0.75", "1.75"},
     "deeplab": set(),
@@ -40,6 +43,7 @@ SETTINGS = {
     "inplace_abn": set(),
     "ternausnetv2": {"0.5", "0.95", "0.05"},
     "instruments": set(),
+    "comparison": set(),
 }
 # Data sets that exist as drawings only; a page that takes one says so.
 DRAWN = {"instrument_parts"}
@@ -144,49 +148,113 @@ def test_outputs_hold_no_path_of_a_machine(notebook):
     assert not re.search(r'(?<![\w.:/])/(home|root|tmp|Users|work)/', text)
 
 
-def test_chapter_runs_on_the_sample_without_data_or_network(name, tmp_path):
-    """In a copy of the book, top to bottom, in the smoke profile."""
-    book = tmp_path / "book"
+# --- as in Colab: alone in an empty folder, in the smoke profile, on the sample
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """The address of a Git repository on this machine that holds the book."""
+    need(shutil.which("git"), "git is missing")
+    folder = tmp_path_factory.mktemp("repository")
     for path in project_files():
-        if path.suffix in (".py", ".ipynb"):
-            target = book / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    environment = {
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    author = ["-c", "user.name=me", "-c", "user.email=me@localhost"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "book"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder.as_uri()
+
+
+@pytest.fixture(scope="session")
+def ipywidgets_7(tmp_path_factory):
+    """A folder with the ipywidgets that Colab ships."""
+    folder = tmp_path_factory.mktemp("ipywidgets")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    packages = ["ipywidgets==7.7.1", "ipython_genutils==0.2.0"]
+    done = subprocess.run([*command, "--target", str(folder), *packages])
+    need(done.returncode == 0, "ipywidgets 7 cannot be installed")
+    return folder
+
+
+# One package seems to be missing, and what is installed is written down.
+PRETEND = """
+def _pretend():
+    import importlib.util, os, subprocess
+
+    find, run = importlib.util.find_spec, subprocess.run
+
+    def find_spec(name, package=None):
+        if name == "tqdm":
+            importlib.util.find_spec = find  # once: then it is installed
+            return None
+        return find(name, package)
+
+    def noted(command, *args, **kwargs):
+        if "pip" not in map(str, command):
+            return run(command, *args, **kwargs)
+        with open(os.environ["INSTALLED"], "a") as file:
+            print(*command[1:], file=file)
+        return subprocess.CompletedProcess(command, 0)
+
+    importlib.util.find_spec, subprocess.run = find_spec, noted
+
+
+_pretend()
+del _pretend
+"""
+
+
+def run_as_in_colab(name, folder, repository, environment):
+    """The executed notebook, which had nothing beside it."""
+    folder.mkdir()
+    start = folder.parent / "ipython" / "profile_default" / "startup"
+    start.mkdir(parents=True, exist_ok=True)
+    (start / "pretend.py").write_text(PRETEND)
+    environment = environment | {
+        "IPYTHONDIR": str(folder.parent / "ipython"),
+        "INSTALLED": str(folder / "installed.txt"),
         "SEGBOOK_PROFILE": "smoke",
-        "SEGBOOK_RUNS": str(tmp_path / "runs"),
-        "SEGBOOK_DATA": str(tmp_path / "no data"),
-        "PYTHONPATH": str(book),
+        "SEGBOOK_DATA": str(folder / "no data"),
+        "SEGBOOK_RUNS": str(folder.parent / "runs"),
+        "KAGGLE_CONFIG_DIR": str(folder / "no credentials"),
     }
-    done = run_chapter(name, book, tmp_path / "out.ipynb", environment)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import colab; "
+        "colab.run(*sys.argv[2:])"
+    )
+    path = ROOT / "chapters" / f"{name}.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "tools"), path, folder, repository],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    notebook = nbformat.read(tmp_path / "out.ipynb", 4)
-    stamp = notebook.metadata["segbook"]
-    assert stamp["profile"] == "smoke"
-    assert set(stamp["data"].values()) == {"sample"}
+    return nbformat.read(folder / path.name, 4)
+
+
+def test_runs_as_in_colab(name, tmp_path, repository, ipywidgets_7):
+    """Top to bottom with ipywidgets 8, then once more with the 7 that Colab has."""
+    notebook = run_as_in_colab(name, tmp_path / "first", repository, {})
+    assert (tmp_path / "first/segmentation-networks/utils/chapters.py").is_file()
+    said = "".join(output.get("text", "") for output in outputs(notebook))
+    assert "profile smoke" in said
     assert set(GLUE.findall(markdown(notebook))) == set(glued(notebook))
+    installed = (tmp_path / "first/installed.txt").read_text().splitlines()
+    assert installed == ["-m pip install tqdm>=4.60"]
 
     # Finished trainings are read back: every file of a run stays as it was.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
     assert before
     time.sleep(0.01)
-    done = run_chapter(name, book, tmp_path / "again.ipynb", environment)
-    assert done.returncode == 0
+    colab = {"PYTHONPATH": str(ipywidgets_7)}
+    again = run_as_in_colab(name, tmp_path / "again", repository, colab)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")} == before
-    again = nbformat.read(tmp_path / "again.ipynb", 4)
     assert untimed(glued(notebook)) == untimed(glued(again))
 
 
 def untimed(values):
     """Measured times differ from run to run; everything else is the same."""
     return {k: v for k, v in values.items() if not re.search("minutes|time$", k)}
-
-
-def run_chapter(name, book, output, environment):
-    return subprocess.run(
-        [sys.executable, "-m", "utils.execute", name, "--output", str(output)],
-        cwd=book,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )

@@ -8,16 +8,23 @@ import functools
 import http.server
 import json
 import os
-import re
 import shutil
+import sys
 import threading
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import yaml
-from bs4 import BeautifulSoup
+from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT, chapters, need, pages
 from playwright.sync_api import sync_playwright
+
+from utils import metrics
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import links  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SWITCHES = [
@@ -171,6 +178,102 @@ def test_explorers_move_without_a_kernel(visit, name):
         )
 
 
+def test_scores_that_follow_the_prediction_are_those_of_utils(visit):
+    """Reads truth and prediction off the painted pixels, and compares the scores."""
+    page = visit("chapters/start").page
+    box = page.locator(".score-explorer")
+    read = """e => {
+      const c = e.querySelector('canvas'), w = c.width, h = c.height;
+      const data = c.getContext('2d').getImageData(0, 0, w, h).data;
+      const red = [...Array(w * h).keys()].map(i => data[4 * i]);
+      const rows = [...e.querySelectorAll('tbody tr')].map(
+        row => [row.cells[0].textContent, Number(row.cells[1].textContent)]);
+      return [h, w, red, Object.fromEntries(rows), c.getAttribute('aria-label')];
+    }"""
+    seen = []
+
+    def check():
+        height, width, red, scores, label = box.evaluate(read)
+        red = np.array(red).reshape(height, width)
+        assert set(np.unique(red)) <= {128, 196, 63, 252}
+        truth, guess = (red == 128) | (red == 63), (red == 128) | (red == 196)
+        pair = guess.astype(int), truth.astype(int)
+        table = metrics.confusion_matrix(*pair, 2)
+        wanted = {
+            "accuracy": metrics.pixel_accuracy(table),
+            "IoU": metrics.iou(table)[1].item(),
+            "Dice": metrics.dice(table)[1].item(),
+            "boundary F1": metrics.boundary_f1(*pair, 2)[1].nan_to_num().item(),
+        }
+        assert scores == pytest.approx(wanted, abs=6e-4)
+        assert f"IoU {scores['IoU']:.3f}" in label
+        seen.append((truth.sum(), guess.sum(), scores["IoU"]))
+
+    for position in ((0, 0, 0), (3, 0, 0), (-7, 4, 2), (0, -2, -2), (30, 30, 6)):
+        for slider, value in zip(box.locator("input").all(), position):
+            slider.fill(str(value))
+        check()
+    assert seen[0][2] == 1 and len({truth for truth, *_ in seen}) == 1
+    assert seen[2][1] > seen[0][1] > seen[3][1]
+    for button in box.get_by_role("button").all():
+        button.click()
+        check()
+    box.locator("input").first.focus()
+    before = box.locator("tbody").inner_text()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert box.locator("output").first.inner_text() == "2"
+    assert box.locator("tbody").inner_text() != before
+
+
+def test_comparison_sorts_by_each_column_both_ways(visit):
+    box = visit("chapters/comparison").page.locator(".comparison-table")
+    column = """(e, k) => [...e.querySelectorAll('tbody tr')].map(
+      row => Number(row.cells[k].dataset.value))"""
+    heads = box.locator("th[scope=col]")
+    for number in range(1, heads.count()):
+        for order in ("descending", "ascending"):
+            heads.nth(number).get_by_role("button").click()
+            values = box.evaluate(column, number)
+            assert len(values) > 10
+            assert values == sorted(values, reverse=order == "descending")
+            assert heads.nth(number).get_attribute("aria-sort") == order
+    heads.first.get_by_role("button").click()
+    names = box.locator("tbody th").all_inner_texts()
+    assert names == sorted(names)
+    assert box.locator("[aria-sort]").count() == 1
+
+
+def test_pareto_front_is_right_for_each_choice(visit):
+    page = visit("chapters/comparison").page
+    table, plot = page.locator(".comparison-table"), page.locator(".pareto")
+    rows = table.evaluate(
+        """e => [...e.querySelectorAll('tbody tr')].map(row => [
+          row.cells[0].textContent.replace(' *', ''),
+          ...[...row.cells].slice(1).map(cell => Number(cell.dataset.value))])"""
+    )
+    heads = [h.removesuffix(" ↓").removesuffix(" ↑")
+             for h in table.locator("th[scope=col]").all_inner_texts()]  # fmt: skip
+    costs, gains = (plot.locator("select").nth(k) for k in range(2))
+    assert costs.locator("option").count() >= 5
+    for cost in costs.locator("option").all():
+        for gain in gains.locator("option").all():
+            costs.select_option(cost.get_attribute("value"))
+            gains.select_option(gain.get_attribute("value"))
+            c, g = (heads.index(one.text_content()) for one in (cost, gain))
+            sign = -1 if "a second" in heads[c] else 1
+            points = {row[0]: (sign * row[c], -row[g]) for row in rows}
+            front = {
+                name for name, one in points.items()
+                if not any(other != one and other[0] <= one[0] and other[1] <= one[1]
+                           for other in points.values())
+            }  # fmt: skip
+            said = plot.locator("[role=status]").inner_text()
+            said = said.removeprefix("On the front: ").removesuffix(".")
+            assert set(said.split(", ")) == front
+            assert plot.locator("svg circle").count() == len(rows)
+
+
 @every_page
 def test_fits_a_phone(visit, name):
     page = visit(name, width=390).page
@@ -226,6 +329,28 @@ def test_text_is_readable(visit, name, scheme):
     assert ratio >= 4.5, text
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@every_page
+def test_nothing_bars_a_reader(visit, name, scheme):
+    """No violation that axe-core calls serious or critical, on the whole page."""
+    found = Axe().run(visit(name, scheme=scheme).page).response["violations"]
+    grave = [
+        f"{v['id']}: {v['help']}: {node['html'][:200]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+        for node in v["nodes"]
+    ]
+    assert grave == []
+
+
+@every_page
+def test_headings_are_in_order(site, name):
+    levels = [int(h.name[1]) for h in soup(site, name).select(".bd-article h1, "
+              ".bd-article h2, .bd-article h3, .bd-article h4")]  # fmt: skip
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+
+
 @every_chapter
 def test_dark_mode_leaves_pictures_alone(visit, name):
     filters = visit(name, scheme="dark").page.evaluate(
@@ -233,6 +358,35 @@ def test_dark_mode_leaves_pictures_alone(visit, name):
           .map(image => getComputedStyle(image).filter)"""
     )
     assert filters and set(filters) == {"none"}
+
+
+@every_page
+def test_prints_on_paper(browser, address, name):
+    """A4 with margins: only the article, all of it, dark on white in dark mode too."""
+    seen = Visit(browser, address, name, width=718, scheme="dark")
+    seen.page.emulate_media(media="print")
+    around = ".bd-sidebar, .bd-header-article, .bd-footer-content, .prev-next-footer"
+    shown, ink, paper, cut = seen.page.evaluate(
+        """around => {
+          const luminance = colour => colour.match(/[\\d.]+/g).slice(0, 3)
+            .reduce((sum, v) => sum + Number(v), 0) / 765;
+          const main = document.querySelector('.bd-article');
+          const page = getComputedStyle(document.body).backgroundColor;
+          return [
+            [...document.querySelectorAll(around)].filter(e => e.checkVisibility())
+              .map(e => e.className),
+            luminance(getComputedStyle(main.querySelector('p')).color),
+            page === 'rgba(0, 0, 0, 0)' ? 1 : luminance(page),
+            [...main.querySelectorAll('pre, table, img')]
+              .filter(e => e.checkVisibility() && e.scrollWidth > 718)
+              .map(e => e.outerHTML.slice(0, 100)),
+          ];
+        }""",
+        around,
+    )
+    assert shown == [] and cut == []
+    assert ink < 0.4 and paper > 0.9
+    seen.context.close()
 
 
 def test_reader_can_switch_to_dark(browser, address):
@@ -288,18 +442,9 @@ def test_page_says_where_its_outputs_come_from(visit, name):
         assert words in note
 
 
-@every_page
-def test_links_inside_the_book_lead_somewhere(site, name):
-    for link in soup(site, name).select("a[href]"):
-        url = urlsplit(urljoin(f"/{name}.html", link["href"]))
-        if url.scheme or url.netloc:
-            continue
-        target = site / unquote(url.path).lstrip("/")
-        target = target / "index.html" if target.is_dir() else target
-        assert target.is_file(), link["href"]
-        if url.fragment and target.suffix == ".html":
-            page = target.relative_to(site).with_suffix("").as_posix()
-            assert soup(site, page).find(id=unquote(url.fragment)), link["href"]
+def test_pages_are_there_and_links_inside_the_book_lead_somewhere(site):
+    assert links.missing_pages(site) == []
+    assert links.broken_links(site) == []
 
 
 @every_page
@@ -312,9 +457,5 @@ def test_page_is_light(site, name):
     assert html + pictures <= 1.5e6, f"html {html}, pictures {pictures} bytes"
 
 
-@functools.cache
 def soup(site, name):
-    text = (site / f"{name}.html").read_text(encoding="utf-8")
-    # The widgets' state is data: no need to parse it.
-    text = re.sub(r"(?s)(<script[^>]*widget-state\+json[^>]*>).*?</script>", "", text)
-    return BeautifulSoup(text, "html.parser")
+    return links.soup(site / f"{name}.html")
