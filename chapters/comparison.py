@@ -24,8 +24,9 @@
 # {glue:text}`seed_count` times each. {glue:text}`best_name` comes out first, with a
 # mean IoU of {glue:text}`best:.3f`; the encoder alone, scaled up, has
 # {glue:text}`plain:.3f`. Below are the costs too: weights, operations, memory and
-# speed. Each training is short, on {glue:text}`device`; this ranks networks under
-# these conditions, and nothing else.
+# speed. Each training is short; the whole page takes {glue:text}`page_minutes:.0f`
+# minutes on {glue:text}`device`. This ranks networks under these conditions, and
+# nothing else.
 
 # %% tags=["hide-input"]
 # Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.
@@ -230,7 +231,7 @@ NETWORKS = {
         "refinenet",
     ),
     "GCN": Entry(lambda: gcn.GCN(CLASSES, lite0(maps=MAPS)), "gcn", faster=4.0),
-    "DeepLab v3, In-Place ABN": Entry(with_in_place, "inplace_abn", faster=4.0),
+    "DeepLab v3 with In-Place ABN": Entry(with_in_place, "inplace_abn", faster=4.0),
     "TernausNetV2": Entry(
         lambda: ternausnetv2.TernausNetV2(lite0(), 3, CLASSES, WIDTH // 8),
         "ternausnetv2", 64,
@@ -473,14 +474,16 @@ Means of the seeds; * from random weights</caption>
   padding: 0.2em; cursor: pointer; text-align: left}
 .sortable th[aria-sort=ascending] button::after {content: " \\2191"}
 .sortable th[aria-sort=descending] button::after {content: " \\2193"}
+.sortable {font-size: 0.85em}
 .sortable td {font-variant-numeric: tabular-nums}
-.sortable td, .sortable th {padding: 0.25em 0.6em; text-align: left}
+.sortable td, .sortable th {padding: 0.25em 0.5em; text-align: left}
+@media print {.sortable {font-size: 0.7em}}
 </style>
 <script>
 (() => {
   const all = document.querySelectorAll(".comparison-table");
   const box = all[all.length - 1], body = box.querySelector("tbody");
-  const heads = [...box.querySelectorAll("th")];
+  const heads = [...box.querySelectorAll("thead th")];
   heads.forEach((head, column) => head.querySelector("button").onclick = () => {
     const down = head.ariaSort === "descending" || (!head.ariaSort && !column);
     heads.forEach(other => other.removeAttribute("aria-sort"));
@@ -534,8 +537,8 @@ PLOT = """
 <div class="pareto" style="max-width:46rem">
 <p><label>pay with <select class="cost">COSTS</select></label>
 <label style="margin-left:1em">get <select class="gain">GAINS</select></label></p>
-<svg viewBox="0 0 760 430" role="img" style="width:100%;height:auto"
-  font-family="inherit" font-size="13"></svg>
+<div style="overflow-x:auto" tabindex="0"><svg viewBox="0 0 760 430" role="img"
+  style="width:100%;min-width:34rem;height:auto" font-size="13"></svg></div>
 <p role="status" style="font-size:0.9em"></p></div>
 <script>
 (() => {
@@ -574,17 +577,27 @@ PLOT = """
     }
     make("polyline", {points: front.map(row => x(row) + "," + y(row)).join(" "),
       fill: "none", stroke: "#c0479a", "stroke-width": 2});
-    const taken = [];
+    const taken = rows.map(row => [x(row) - 6, y(row) - 6, x(row) + 6, y(row) + 6]);
+    const free = (l, t, r, b) => l > 62 && r < 758 && t > 20 && b < 388 &&
+      !taken.some(box => l < box[2] && r > box[0] && t < box[3] && b > box[1]);
+    const place = row => {  // as near to its point as nothing is in the way
+      const wide = 7 * row.network.length;
+      for (let far = 0; far < 12; far++)
+        for (const left of [x(row) + 10, x(row) - 10 - wide])
+          for (const top of [y(row) - 7 + 14 * far, y(row) - 7 - 14 * far])
+            if (free(left, top, left + wide, top + 14)) return [left, top, wide, far];
+      return [x(row) + 10, y(row) - 7, wide, 0];
+    };
     for (const row of [...front, ...rows.filter(row => !front.includes(row))]) {
-      const on = front.includes(row);
+      const on = front.includes(row), [left, top, wide, far] = place(row);
+      taken.push([left, top, left + wide, top + 14]);
+      if (far) make("line", {x1: x(row), y1: y(row), y2: top + 7, opacity: 0.5,
+        x2: left > x(row) ? left - 2 : left + wide, stroke: "currentColor"});
       make("circle", {cx: x(row), cy: y(row), r: on ? 6 : 4,
         fill: on ? "#c0479a" : "currentColor", opacity: on ? 1 : 0.65});
-      let at = y(row) + 4;
-      const meets = ([u, v]) => Math.abs(u - x(row)) < 130 && Math.abs(v - at) < 14;
-      while (taken.some(meets)) at += 14;
-      taken.push([x(row), at]);
-      make("text", {x: x(row) + 9, y: at, fill: "currentColor",
-        opacity: on ? 1 : 0.75}, row.network);
+      const before = left < x(row);
+      make("text", {x: before ? left + wide : left, y: top + 11, opacity: on ? 1 : 0.75,
+        "text-anchor": before ? "end" : "start", fill: "currentColor"}, row.network);
     }
     const names = front.map(row => row.network).join(", ");
     svg.setAttribute("aria-label", columns[g][0] + " against " + columns[c][0] +
@@ -685,7 +698,7 @@ pairs = [
     ("v3+ beats v3, at boundaries", "DeepLab v3+", "DeepLab v3", "boundary",
      "boundary F1"),
     ("In-Place ABN costs no score: it beats standard normalisation",
-     "DeepLab v3, In-Place ABN", "DeepLab v3", "miou", "mean IoU"),
+     "DeepLab v3 with In-Place ABN", "DeepLab v3", "miou", "mean IoU"),
     ("RefineNet beats its light-weight form", "RefineNet", "Light-Weight RefineNet",
      "miou", "mean IoU"),
     ("A U-Net on a pre-trained encoder beats U-Net", "TernausNet", "U-Net", "miou",

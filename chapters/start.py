@@ -102,8 +102,8 @@ val_set = data.load("camvid", "val", size=SIZE)
 CLASSES, VOID = len(val_set.classes), val_set.ignore
 richest = max(range(len(val_set)), key=lambda k: len(val_set.labels[k].unique()))
 image, labels = val_set.images[richest], val_set.labels[richest]
-print("image", tuple(image.shape), image.dtype, "- mask", tuple(labels.shape), end=" ")
-print(labels.dtype, "with the numbers", labels.unique().tolist())
+print("image", tuple(image.shape), image.dtype)
+print("mask", tuple(labels.shape), labels.dtype, labels.unique().tolist())
 fig, axes = plotting.figure(1, 3, 8, 2.3)
 coloured = plotting.overlay(image, labels, val_set.palette, 0.7)
 panes = {
