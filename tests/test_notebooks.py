@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jupytext
 import nbformat
@@ -215,6 +216,7 @@ def run_as_in_colab(name, folder, repository, environment):
         "IPYTHONDIR": str(folder.parent / "ipython"),
         "INSTALLED": str(folder / "installed.txt"),
         "SEGBOOK_PROFILE": "smoke",
+        "OMP_NUM_THREADS": "1",  # two run at a time
         "SEGBOOK_DATA": str(folder / "no data"),
         "SEGBOOK_RUNS": str(folder.parent / "runs"),
         "KAGGLE_CONFIG_DIR": str(folder / "no credentials"),
@@ -235,23 +237,44 @@ def run_as_in_colab(name, folder, repository, environment):
     return nbformat.read(folder / path.name, 4)
 
 
-def test_runs_as_in_colab(name, tmp_path, repository, ipywidgets_7):
-    """Top to bottom with ipywidgets 8, then once more with the 7 that Colab has."""
-    notebook = run_as_in_colab(name, tmp_path / "first", repository, {})
-    assert (tmp_path / "first/segmentation-networks/utils/chapters.py").is_file()
+def run_twice(name, folder, repository, ipywidgets_7):
+    """With ipywidgets 8, then with the 7 that Colab has; and what the second wrote."""
+    first = run_as_in_colab(name, folder / "first", repository, {})
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
+    time.sleep(0.01)
+    colab = {"PYTHONPATH": str(ipywidgets_7)}
+    again = run_as_in_colab(name, folder / "again", repository, colab)
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
+    return first, again, before, after
+
+
+@pytest.fixture(scope="session")
+def colab(request, tmp_path_factory, repository, ipywidgets_7):
+    """{chapter: (its folder, what `run_twice` will return)}, two at a time."""
+    items = (i for i in request.session.items if "colab" in i.fixturenames)
+    with ThreadPoolExecutor(2) as pool:
+        runs = {}
+        for name in [item.callspec.params["name"] for item in items]:
+            folder = tmp_path_factory.mktemp(name)
+            job = pool.submit(run_twice, name, folder, repository, ipywidgets_7)
+            runs[name] = folder, job
+        yield runs
+        pool.shutdown(cancel_futures=True)
+
+
+def test_runs_as_in_colab(name, colab):
+    """Top to bottom, alone in an empty folder, with ipywidgets 8 and with 7."""
+    folder, job = colab[name]
+    notebook, again, before, after = job.result()
+    assert (folder / "first/segmentation-networks/utils/chapters.py").is_file()
     said = "".join(output.get("text", "") for output in outputs(notebook))
     assert "profile smoke" in said
     assert set(GLUE.findall(markdown(notebook))) == set(glued(notebook))
-    installed = (tmp_path / "first/installed.txt").read_text().splitlines()
+    installed = (folder / "first/installed.txt").read_text().splitlines()
     assert installed == ["-m pip install tqdm>=4.60"]
 
     # Finished trainings are read back: every file of a run stays as it was.
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
-    assert before
-    time.sleep(0.01)
-    colab = {"PYTHONPATH": str(ipywidgets_7)}
-    again = run_as_in_colab(name, tmp_path / "again", repository, colab)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")} == before
+    assert before and before == after
     assert untimed(glued(notebook)) == untimed(glued(again))
 
 

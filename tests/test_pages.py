@@ -365,6 +365,7 @@ def test_prints_on_paper(browser, address, name):
     """A4 with margins: only the article, all of it, dark on white in dark mode too."""
     seen = Visit(browser, address, name, width=718, scheme="dark")
     seen.page.emulate_media(media="print")
+    seen.page.wait_for_function("document.documentElement.dataset.theme === 'light'")
     around = ".bd-sidebar, .bd-header-article, .bd-footer-content, .prev-next-footer"
     shown, ink, paper, cut = seen.page.evaluate(
         """around => {
