@@ -16,12 +16,12 @@
 # %% [markdown]
 # # Robotic instruments: start from what is known
 #
-# A surgeon's robot should know where its instruments are. Frames of surgery are few,
-# and labelling one takes an expert; so a network for them cannot learn what an edge
-# is from these alone. The paper of this chapter {footcite:p}`shvets2018automatic` won
-# a challenge on such frames with U-Nets whose encoder had learnt from ImageNet
-# before: TernausNet {footcite:p}`iglovikov2018ternausnet` and LinkNet
-# {footcite:p}`chaurasia2017linknet`. What counts is less the decoder than where the
+# A surgeon's robot should know where its instruments are. Labelled frames of surgery
+# are few, since labelling one takes an expert, and a network has little to learn from.
+# The team of this chapter's paper {footcite:p}`shvets2018automatic` won a challenge on
+# such frames with a U-Net, and then did better with encoders that had learnt from
+# ImageNet before: TernausNet {footcite:p}`iglovikov2018ternausnet` and LinkNet
+# {footcite:p}`chaurasia2017linknet`. This page asks how much it matters where the
 # encoder's weights come from.
 #
 # **On this page**, a TernausNet with an encoder that knows ImageNet, trained for
@@ -41,12 +41,13 @@
 #     ICMLA 2018. [arXiv 1803.01207](https://arxiv.org/abs/1803.01207)
 # * - What it brought
 #   - U-Nets with pre-trained VGG and ResNet encoders for surgery, in three tasks:
-#     instrument or not, parts of instruments, types of instruments; a loss with the
-#     logarithm of the Jaccard index
+#     instrument or not, parts of instruments, types of instruments; the loss of
+#     TernausNet, with the logarithm of the Jaccard index, for several classes
 # * - Reported there
-#   - First place in an EndoVis challenge of MICCAI 2017. IoU in percent, binary, parts
-#     and types: TernausNet-16 83.60 and 65.50 on the first two, TernausNet-11 34.61 on
-#     the third; LinkNet-34 82.36, 34.55 and 22.47
+#   - First place in an EndoVis challenge of MICCAI 2017, with a U-Net. IoU in percent
+#     of the networks that followed, binary, parts and types: TernausNet-16 83.60 and
+#     65.50 on the first two, TernausNet-11 34.61 on the third; LinkNet-34 82.36, 34.55
+#     and 22.47
 # * - Official code
 #   - [ternaus/robot-surgery-segmentation](https://github.com/ternaus/robot-surgery-segmentation)
 #     (PyTorch; the chapter calls it the reference code)
@@ -130,12 +131,11 @@ if device.type == "cpu":
 # %% [markdown]
 # ## The data: twenty-four frames
 #
-# The frames are from the EndoVis challenge of 2018 {footcite:p}`allan2020endovis`, as
-# a later paper {footcite:p}`wang2022rethinking` published a few of them; those of
-# this chapter's paper are of the challenge of 2017. Each frame belongs to a
-# *sequence*, one video. Frames of a sequence show the same tissue, light and
-# instruments, so sequences are held out, never frames: who has seen frame 17 knows
-# frame 18.
+# The frames are from the EndoVis challenge of 2018 {footcite:p}`allan2020endovis`, as a
+# later paper {footcite:p}`wang2022rethinking` published a few of them; those of this
+# chapter's paper are of the challenge of 2017. Each frame belongs to a *sequence*, one
+# video. Frames of a sequence show the same tissue, light and instruments, so sequences
+# are held out, never frames: a network that has seen frame 17 knows frame 18.
 
 # %%
 SIZE = runtime.choose(gpu=(512, 640), cpu=(256, 320), smoke=(64, 128))
@@ -177,10 +177,10 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 #
 # ## What goes wrong without it
 #
-# What does an encoder know before it has seen a single frame of surgery? Take its
-# maps as they are, up to a quarter of the size, and fit nothing but a linear
-# classifier to every position: is this instrument? The encoder is EfficientNet-Lite0,
-# once with weights from ImageNet, once with random ones.
+# What does an encoder know before it has seen a single frame of surgery? Take its first
+# four maps as they are, bring all of them to a quarter of the size of the image, and
+# fit nothing but a linear classifier to every position: is this instrument? The encoder
+# is EfficientNet-Lite0, once with weights from ImageNet, once with random ones.
 
 
 # %%
@@ -234,8 +234,9 @@ glue(probe_random=probes["random weights"][0], probe=probes["weights from ImageN
 
 # %% [markdown]
 # The random encoder gives an IoU of {glue:text}`probe_random:.3f`, the one from
-# ImageNet {glue:text}`probe:.3f`. ImageNet holds no surgery; but what it took to tell
-# its classes apart serves here as well, before anything was trained for it.
+# ImageNet {glue:text}`probe:.3f`. ImageNet was not made for surgery; but what it took
+# to tell its classes apart serves here as well, before any weight of the encoder was
+# trained for it.
 #
 # ## The idea
 #
@@ -268,8 +269,8 @@ glue(probe_random=probes["random weights"][0], probe=probes["weights from ImageN
 #
 # With several classes $\log J$ becomes the *sum* of the logarithms over all classes,
 # background included. So $\alpha$ means more the more classes there are, and a class
-# that the batch does not hold is pushed down just as hard however rare it already is.
-# That is the reference code, line by line:
+# that no pixel of the batch has is pushed down, just as hard where the network hardly
+# predicts it any more. That is what the reference code computes:
 
 
 # %% tags=["model"]
@@ -530,8 +531,9 @@ Markdown("\n".join(rows))
 # VGG is large and slow, and its weights are a download. The last line of the table is
 # the same decoder behind the encoder that this book uses everywhere,
 # EfficientNet-Lite0: it gives five maps, each half as large as the one before, so it
-# fits. That is what we train, once from the weights of ImageNet, once from random
-# ones, everything else equal.
+# fits. Without a GPU the decoder has half as many filters per layer. That is what we
+# train, once from the weights of ImageNet, once from random ones, everything else
+# equal.
 
 # %%
 WIDER = dict(scale=(0.8, 1.6), brightness=0.25, faster=1.0)
@@ -779,10 +781,10 @@ plotting.explorer(
 # %% [markdown]
 # ## Three tasks
 #
-# The paper asks three questions of a frame: instrument or not, which *part*, and
-# which *type*. Types are in the labels of our frames. Parts are not, so for them the
-# network learns from the drawn frames that this book falls back on when there is no
-# network: **a drawing, not surgery**; it shows that the code does the task, no more.
+# The paper asks three questions of a frame: instrument or not, which *part*, and which
+# *type*. Types are in the labels of our frames. Parts are not, so for them the network
+# learns from the drawn frames that this book uses where the real ones cannot be
+# downloaded: **a drawing, not surgery**; it shows that the code does the task, no more.
 
 # %%
 part_train = data.load("instrument_parts", "train", size=SIZE, source="sample")
@@ -856,20 +858,25 @@ show(
 )
 
 # %% [markdown]
-# Types are the hard task: the mean IoU over those that occur in the frames held out
-# is {glue:text}`types:.3f` with the Jaccard term and {glue:text}`types_entropy:.3f`
-# without it; that of parts, on drawings, {glue:text}`parts:.3f`. To tell a needle
-# driver from forceps one has to see the tip, and a few frames of each do not say what
-# all needle drivers have in common. The paper's own numbers fall in the same order:
-# binary, parts, types. In the sum over eight classes, most have no pixel in a batch
-# of {glue:text}`batch` crops, and each of these pushes its own class down.
+# Types are the hard task: the mean IoU over those that occur in the frames held out is
+# {glue:text}`types:.3f` with the Jaccard term and {glue:text}`types_entropy:.3f`
+# without it. To tell a needle driver from forceps one has to see the tip, and a few
+# frames of each do not say what all needle drivers have in common. The sum of the loss
+# runs over all eight classes, also over those without a pixel in a batch of
+# {glue:text}`batch` crops, and the term of such a class only pushes it down.
+#
+# The mean IoU of parts, {glue:text}`parts:.3f`, is of drawings after a short training,
+# so it cannot be compared with that of types. In the paper's own numbers binary comes
+# first, then parts, then types.
 #
 # ### A warning: how not to count
 #
-# For several classes, the validation of the reference code builds the confusion
-# matrix, then *cuts off the row and the column of the background*, and computes IoU
-# from what is left. What happens to background that was called an instrument? It
-# stood in the row that is gone. Take a "network" that calls every pixel instrument:
+# For several classes, the validation of the reference code builds the confusion matrix,
+# then *cuts off the row and the column of the background*, and computes IoU from what
+# is left. What happens to background that was called an instrument? It stood in that
+# row. And an instrument that was missed? In that column. Both errors are gone; with one
+# class of instrument nothing but hits is left. Take a "network" that calls every pixel
+# instrument:
 
 
 # %%
@@ -907,19 +914,21 @@ Markdown("\n".join(rows))
 
 # %% [markdown]
 # It scores {glue:text}`cheat:.1f`, which is perfect; its IoU is
-# {glue:text}`cheat_true:.3f`. For the trained network of types the two ways give
-# {glue:text}`flawed_types:.3f` and {glue:text}`true_types:.3f`. Leaving background
+# {glue:text}`cheat_true:.3f`. For the better of the two networks of types the two ways
+# give {glue:text}`flawed_types:.3f` and {glue:text}`true_types:.3f`. Leaving background
 # out of the *mean* is fine, and we do it too; leaving it out of the *matrix* is not.
 # This is how training is watched there. The script that evaluates saved predictions,
-# `evaluate.py`, compares whole masks class by class and does not have the flaw.
+# `evaluate.py`, compares whole masks class by class and does not have the flaw; nor
+# does the watch over the binary task, which is scored in another way.
 #
 # ## Do the claims hold?
 #
-# Three claims, as short trainings of {glue:text}`short_steps` steps on
-# {glue:text}`seed_count` seeds: **pre-training** helps, the **Jaccard term** helps,
+# Three claims, on the binary task, as short trainings of {glue:text}`short_steps` steps
+# on {glue:text}`seed_count` seeds: **pre-training** helps, the **Jaccard term** helps,
 # and, of the later paper, **composites** on a single background can stand in for real
-# frames. All are trained on frames or instruments of the training sequences and
-# scored on real frames held out.
+# frames. With both there is one question more than the paper's: do composites *beside*
+# real frames help? All are trained on frames or instruments of the training sequences
+# and scored on real frames held out.
 
 # %%
 SEEDS = runtime.choose(gpu=range(4), cpu=range(2), smoke=range(1))
@@ -952,8 +961,9 @@ Markdown(
 
 # %% [markdown]
 # Read off by the rule of `utils/verdicts.py`, as in the [PSPNet chapter](pspnet): a
-# claim *shows* if every seed with it beats every seed without it. With so few seeds
-# and so few frames, luck often does that too; look at the size of a difference.
+# claim *shows* if every seed with it beats every seed without it. With so few seeds and
+# so few frames, luck often does that too; look at the size of a difference. On types,
+# the table further up compares two values of $\alpha$ too, with one training each.
 
 # %%
 base = measured["pre-trained, alpha 0.5, real"]
@@ -967,9 +977,11 @@ claims = [
 Markdown("\n".join(f"- {verdict(c, a, b, 'IoU')}" for c, a, b in claims))
 
 # %% [markdown]
-# Why composites fall short here: all of them show one scene, and edges around the
-# instruments that no real frame has. A network may learn to look for these edges. How
-# far other augmentation and longer training would carry, this page does not tell.
+# Why might composites fall short here? All of them show one scene, and edges around the
+# instruments that no real frame has; a network may learn to look for these edges. With
+# both, about every second crop is of a composite, so in as many steps the network sees
+# half as many real ones. None of this is tested here, nor how far other augmentation
+# and longer training would carry.
 #
 # ## Where we differ
 #
@@ -994,7 +1006,7 @@ Markdown("\n".join(f"- {verdict(c, a, b, 'IoU')}" for c, a, b in claims))
 #   - 1024 by 1280
 #   - {glue:text}`height` by {glue:text}`width`
 # * - Training
-#   - Adam, flips, several rounds of twenty epochs at falling rates
+#   - Adam, flips, ten epochs and ten more at a tenth of the rate
 #   - AdamW, poly rule, some minutes; crops, zoom, rotation and light too
 # * - IoU of several classes
 #   - background cut off before, while training
@@ -1003,9 +1015,10 @@ Markdown("\n".join(f"- {verdict(c, a, b, 'IoU')}" for c, a, b in claims))
 #
 # ## Summary
 #
-# - With few frames, where the encoder's weights come from matters most.
+# - With few labelled frames, weights from ImageNet in the encoder help a lot;
+#   composites did not replace real frames here.
 # - A U-Net's way down can be any classifier that gives maps of halving size.
-# - Split by sequence; frames of one video are almost copies.
+# - Split by sequence; neighbouring frames of one video are almost copies.
 # - Read how a score is computed before you compare with it.
 #
 # ## Exercises

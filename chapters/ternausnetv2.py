@@ -18,10 +18,11 @@
 #
 # A mask says where buildings are. It does not say how many: houses that share a wall
 # become one blob. TernausNetV2 {footcite:p}`iglovikov2018ternausnetv2` asks a
-# segmentation network for a second mask, of the places where buildings touch or
-# nearly touch. Take these away from the first, and almost every house is left with a
-# piece of its own, from which a watershed grows it back. This makes a network for
-# *semantic* segmentation one for *instances*, without boxes or proposals.
+# segmentation network for a second mask, of the places where buildings touch or nearly
+# touch. Take these away from the first, and, where both masks are right, almost every
+# house is left with a piece of its own, from which a watershed grows it back. This
+# makes a network for *semantic* segmentation one for *instances*, without boxes or
+# proposals.
 #
 # **On this page**, a network with that second output, trained for
 # {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, finds buildings in
@@ -138,9 +139,10 @@ if device.type == "cpu":
 # %% [markdown]
 # ## The data: tiles and outlines
 #
-# A drone flew over Banepa; volunteers drew what it saw. The images are *tiles* of a
-# web map, as every online map serves them, and each outline is a list of longitudes
-# and latitudes in GeoJSON. To learn from the two, we have to bring them together.
+# A drone flew over Banepa, and volunteers drew the town's buildings. The images are
+# *tiles* of a web map, as many online maps serve them, and each outline is a list of
+# longitudes and latitudes in GeoJSON. To learn from the two, we have to bring them
+# together.
 #
 # **Web Mercator** is the projection of such maps. It turns a longitude $\lambda$ and
 # a latitude $\varphi$ into coordinates from 0 to 1 on a square world:
@@ -178,13 +180,14 @@ glue(zoom=tile.zoom, centimetres=100 * metres, side=SIDE)
 
 # %% [markdown]
 # The Earth is 40,075,017 metres around, and a circle of latitude is shorter by the
-# cosine, so a pixel of a tile of {glue:text}`side` pixels at zoom {glue:text}`zoom`
-# is {glue:text}`centimetres:.0f` centimetres wide here.
+# cosine, so a pixel of a tile of {glue:text}`side` pixels at zoom {glue:text}`zoom` is
+# {glue:text}`centimetres:.0f` centimetres wide here. The printed corner may lie beside
+# its tile: outlines are kept whole, also where they reach beyond the image.
 #
-# **Rasterising** gives each outline a number, and each pixel the number of the
-# outline that covers its centre. The numbers are integers of 32 bits; why that
-# matters is seen further down. We lay all tiles of a split side by side. Then no
-# building is cut at the edge of a tile, and one outline is one building.
+# **Rasterising** gives each outline a number, and each pixel the number of the outline
+# that covers its centre. The numbers are integers of 32 bits; why that matters is seen
+# further down. We lay all tiles of a split side by side. Then no building is cut where
+# two tiles meet, only at the rim of the whole, and one outline is one building.
 
 
 # %% tags=["model"]
@@ -265,11 +268,11 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 #
 # To answer, each found instance is compared with each true one by the IoU of their
 # pixels, and the two match if it is above one half. A found instance cannot match two
-# true ones, nor the other way round (exercise 1). With matches $m$, false instances
-# $f$ and missed buildings $n$, the score is $F_1 = 2m / (2m + f + n)$. A stricter
-# score counts matches at thresholds of IoU from 0.5 to 0.95 in steps of 0.05 and
-# averages $m / (m + f + n)$ over them. It is the *average precision* of the Data
-# Science Bowl 2018, where the idea of touching borders had won before.
+# true ones, nor the other way round (exercise 1). With $M$ matches, $F$ false instances
+# and $N$ missed buildings, the score is $F_1 = 2M / (2M + F + N)$. A stricter score
+# counts matches at thresholds of IoU from 0.5 to 0.95 in steps of 0.05 and averages $M
+# / (M + F + N)$ over them. It is the *average precision* of the Data Science Bowl 2018,
+# where the idea of touching borders had won before.
 
 
 # %% tags=["model"]
@@ -376,7 +379,8 @@ glue(
 # 1. **The encoder** is WideResNet-38, a residual network with few and wide layers,
 #    with [In-Place ABN](inplace_abn) to save memory.
 # 2. **The input** may have more bands than three. The paper's images have eight more,
-#    from a satellite that also sees infrared.
+#    the multispectral bands of a satellite; some are colours again, others lie in the
+#    infrared.
 # 3. **The output** has two channels with a sigmoid each: $m$, whether a pixel is
 #    building, and $t$, whether it lies where two buildings touch or nearly touch.
 #
@@ -403,17 +407,18 @@ def touching_borders(instances, radius):
 
 
 # %% [markdown]
-# **From two masks to instances.** The reference code calls a pixel a *seed* if
+# **From two masks to instances.** The reference code calls a pixel part of a *seed* if
 #
 # $$
 # m \, (1 - t) > \theta,
 # $$
 #
-# that is, building and no border, with $\theta$ one half. Connected seeds get a
-# number. A watershed then floods from all seeds at once, inside the mask: each pixel
-# goes to the seed whose flood comes first, and where two floods meet, there is the
-# border. scikit-image has the watershed. Ours floods pixels with a high $m \, (1 -
-# t)$ first, so that floods from both sides reach a border last.
+# that is, building and no border, with $\theta$ one half. Pixels of seeds that connect
+# are one seed and get one number. A watershed then floods from all seeds at once,
+# inside the mask ($m$ above one half): each pixel goes to the seed whose flood comes
+# first, and where two floods meet, there is the border. scikit-image has the watershed.
+# Ours floods pixels with a high $m \, (1 - t)$ first, so that floods from both sides
+# reach a border last.
 
 
 # %% tags=["model"]
@@ -448,13 +453,13 @@ glue(radius=RADIUS, border_width=200 * RADIUS * metres)
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# With true borders the watershed is nearly perfect, whatever their width; two pixels
-# give {glue:text}`limit_f1:.3f`. So the width is for the network to choose. A border
-# of one pixel is hard to learn from outlines that are off by more than that, a wide
-# one eats small houses. We take {glue:text}`radius` pixels to each side, so that
-# borders are about {glue:text}`border_width:.0f` centimetres wide; that makes
-# {glue:text}`border_share:.1%` of all pixels. How wide those of the paper are, its
-# code does not tell.
+# With true borders the watershed is nearly perfect at every width but the largest,
+# which eats small houses; two pixels give {glue:text}`limit_f1:.3f`. So the choice
+# depends on what a network can learn, and a border of one pixel is hard to learn from
+# outlines that are off by more than that. We take {glue:text}`radius` pixels to each
+# side, so that borders are about {glue:text}`border_width:.0f` centimetres wide; that
+# makes {glue:text}`border_share:.1%` of all pixels. How wide those of the paper are,
+# its code does not tell.
 #
 # ## Build it
 #
@@ -656,9 +661,9 @@ glue(
 
 # %% [markdown]
 # At full width with eleven bands it has {glue:text}`full:,` parameters,
-# {glue:text}`full_encoder:,` of them in the encoder. The eight bands beyond colour
-# cost {glue:text}`full_extra:,`. The book's tests compare its output with a second
-# writing of the reference code, weight for weight.
+# {glue:text}`full_encoder:,` of them in the encoder. The eight more bands cost
+# {glue:text}`full_extra:,`. The book's tests compare its output with a second writing
+# of the reference code, weight for weight.
 #
 # ## Train it
 #
@@ -674,6 +679,8 @@ glue(
 #
 # Cross-entropy asks about each pixel by itself. $J$ asks about the whole batch, and a
 # rare class weighs in it as much as a frequent one: just what touching borders need.
+# The code adds one to the sum above and to that below, so that $\log J$ exists where a
+# batch has no border.
 
 
 # %%
@@ -1071,10 +1078,10 @@ glue(
 )
 
 # %% [markdown]
-# Of {glue:text}`wrapped_found:,` instances, {glue:text}`wrapped_left` numbers are
-# left: house 257 gets the number of house 1, and {glue:text}`wrapped_gone` whose
-# number is a multiple of 256 become ground. No error, no message. Numbers of things
-# are `int32`.
+# Of {glue:text}`wrapped_found:,` instances, {glue:text}`wrapped_left` numbers are left
+# (the numbers run further than the count, since seeds that were too small left gaps):
+# house 257 gets the number of house 1, and {glue:text}`wrapped_gone` whose number is a
+# multiple of 256 become ground. No error, no message. Numbers of things are `int32`.
 #
 # ## Do the claims hold?
 #
@@ -1082,20 +1089,21 @@ glue(
 # mask gives without it. The table above has two ways without: F1
 # {glue:text}`f1_components:.3f` for connected pieces and {glue:text}`f1_thickest:.3f`
 # for a watershed from where the mask is thickest, which needs no second output and is
-# the fair rival; with touching borders it is {glue:text}`f1:.3f`. Average precision
-# says the same: {glue:text}`ap_components:.3f` for pieces, {glue:text}`ap:.3f` with
-# borders. One network is one network; so the short trainings below say it again, with
-# {glue:text}`seed_count` seeds.
+# the fair rival. With touching borders it is {glue:text}`f1:.3f`, but only with the
+# chosen threshold: with one half, {glue:text}`f1_half:.3f`. Average precision, in the
+# table too, puts the chosen threshold first as well: {glue:text}`ap:.3f`, against
+# {glue:text}`ap_components:.3f` for pieces. This is one training of each network; so
+# the short trainings below ask again, with {glue:text}`seed_count` seeds.
 #
 # **Pre-training.** The slim network and Lite0 differ in everything, so the table
 # above is no proof. Here Lite0 is trained from random weights too.
 #
-# **More bands.** The paper feeds eight bands beyond colour. Our images have none, so
-# only the mechanism can be shown, with a band derived from colour: *excess green*,
-# $(2G - R - B) / (R + G + B)$, high on plants. Filters for the new band start at
-# zero; so the widened network begins as the old one, and learns to use the band if it
-# pays. A function of red, green and blue tells nothing new, so a gain would be a
-# surprise.
+# **More bands.** The paper feeds eight multispectral bands beside colour. Our images
+# have none, so only the mechanism can be shown, with a band derived from colour:
+# *excess green*, $(2G - R - B) / (R + G + B)$, high on plants. Filters for the new band
+# start at zero; so the widened network begins as the old one, and learns to use the
+# band if it pays. A function of red, green and blue tells nothing new, so a gain would
+# be a surprise.
 
 # %%
 old, wider = build("lite0").eval(), build("lite0, four bands").eval()
@@ -1172,9 +1180,15 @@ claims = [
 Markdown("\n".join(f"- {verdict(c, a, b, name)}" for c, name, a, b in claims))
 
 # %% [markdown]
-# The last two are a lesson about seeds. A function of colour cannot tell more than
-# colour does. Where such a band seems to help, it may spare a short training some
-# work, or the few seeds were lucky; only more seeds could tell.
+# Compare the last two columns of the table too, touching borders and thickest places,
+# for the encoder from random weights. There the order need not be the same: a network
+# that trained this briefly may know the mask before it knows the borders.
+#
+# The last two claims are a lesson about seeds. A function of colour cannot tell more
+# than colour does. Where such a band seems to help, it may spare a short training some
+# work, or the few seeds were lucky. Even equal seeds are not an equal start here: the
+# wider first layer draws more random numbers, so the decoder starts from others. Only
+# more seeds could tell.
 #
 # Move the threshold of the seeds. At a low one, seeds leak through every gap in a
 # border and blocks of houses share a colour. At a high one only the surest places are
@@ -1228,13 +1242,16 @@ plotting.explorer(
 #     {glue:text}`centimetres:.0f` centimetres a pixel
 # * - Weights
 #   - trained on SpaceNet for the challenge
-#   - our own, from one town
+#   - our own, from one town; the encoder of Lite0 starts from ImageNet
 # * - Loss
 #   - none published
 #   - that of TernausNet, for each output; one pixel is added to intersection and union
 # * - Seeds
 #   - above one half
 #   - chosen on the columns of training; small ones are dropped
+# * - Small instances
+#   - of fewer than 20 pixels: removed after the flooding
+#   - their seeds are dropped before it
 # * - Flooding
 #   - of a mask without heights
 #   - high probabilities first
@@ -1273,9 +1290,9 @@ print("most matches of one building:", int((iou > 0.5).sum(0).max()))
 # a seed is every pixel with $1 - t > \theta$?
 
 # %% [markdown]
-# ```{dropdown} Solution
-# Streets are no border, so one seed covers all streets and every house with a gap in
-# its border. Its flood takes these houses together.
+# ```{dropdown} Solution Streets are no border, so one seed covers all streets, and with
+# them every house that borders do not enclose on all sides. Its flood takes these
+# houses together.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1288,9 +1305,10 @@ print(f"F1 {scores(page, truth)['f1']:.3f} instead of {chosen['f1']:.3f}")
 # once with mirrored edges, once with zeros. Where do the two differ?
 
 # %% [markdown]
-# ```{dropdown} Solution
-# At the edges, and further in than the padding is wide, since a position sees far.
-# Zeros in a normalised image are a grey wall beside the town.
+# ```{dropdown} Solution At the edges, and further in than the padding is wide, since a
+# position sees far. Zeros in a normalised image are a grey wall beside the town. A part
+# of the difference comes from elsewhere: the two ways pad on other sides, so the
+# poolings cut the image in other places.
 # ```
 
 # %% tags=["hide-cell"]
