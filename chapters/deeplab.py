@@ -710,14 +710,14 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 # %% [markdown]
 # ## Train it
 #
-# The recipe is that of every network on street scenes in this book, told in the
+# The recipe is that of every network on street scenes in this book, described in the
 # [PSPNet chapter](pspnet) and written in `utils/scenes.py`: EfficientNet-Lite0
 # {footcite:p}`tan2019efficientnet` with weights from ImageNet, crops, AdamW, the poly
-# rule, class weights. As there, the output stride is 8, and of the encoder's five
-# maps the first {glue:text}`maps_used` are used. The network is v3+ with separable
-# convolutions, {glue:text}`channels` channels, and rates 4, 8 and 12, which cover
-# about as much of our map as the papers' rates, 12, 24 and 36 at this stride, cover
-# of theirs.
+# rule, class weights. As there, the output stride is 8, and of the encoder's five maps
+# the first {glue:text}`maps_used` are used. The network is v3+ with separable
+# convolutions, {glue:text}`channels` channels, and rates 4, 8 and 12, which cover about
+# as much of our map as the papers' rates, 12, 24 and 36 at this stride, cover of
+# theirs.
 
 # %%
 @dataclass(frozen=True)

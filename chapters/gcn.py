@@ -127,10 +127,10 @@ if device.type == "cpu":
 # ## What goes wrong without it
 #
 # How large is an object on the map that is classified? A classifier with a 1x1 kernel
-# sees one position of it, with a 3x3 kernel three by three. Here is the share of each
-# class's regions in the training frames, by area, that do not fit into a window of
-# $k$ by $k$ positions of a map of stride {glue:text}`stride`, which is what this page
-# uses.
+# sees one position of it, with a 3x3 kernel three by three. The table takes some of the
+# classes and their regions of at least ten pixels in the training frames. It gives the
+# share of them, by area, that do not fit into a window of $k$ by $k$ positions of a map
+# of stride {glue:text}`stride`, which is what this page uses.
 
 # %%
 size = runtime.choose(gpu=(361, 481), cpu=(177, 241), smoke=(65, 97))
@@ -197,12 +197,13 @@ Markdown(
 # GCN: scores of every map of the encoder, added up from coarse to fine.
 # ```
 #
-# A plain convolution with a $k \times k$ kernel from $C$ channels to $K$, one for
-# each class, has $k^2 C K$ weights. Two flat ones, $k \times 1$ and $1 \times k$, one
-# behind the other, see the same window with $k (C K + K^2)$ weights. That is few,
-# because the first of them already reduces the channels to $K$. But one such chain
-# favours a direction: its column meets all $C$ channels, its row only the $K$ that
-# are left. So the **global convolution** adds two chains, in both orders:
+# A plain convolution with a $k \times k$ kernel from $C$ channels to $K$, one for each
+# class, has $k^2 C K$ weights. Two flat ones, $k \times 1$ and $1 \times k$, one behind
+# the other, see the same window with $k (C K + K^2)$ weights. That is few: $k$ stands
+# in place of $k^2$, and the second kernel costs little, because the first has reduced
+# the channels to $K$. But one such chain favours a direction: its column meets all $C$
+# channels, its row only the $K$ that are left. So the **global convolution** adds two
+# chains, in both orders:
 #
 # $$
 # \mathrm{GCN}_k(\mathbf{x}) = h_k(v_k(\mathbf{x})) + v'_k(h'_k(\mathbf{x}))
@@ -219,9 +220,8 @@ Markdown(
 # it names a thing wherever it stands; but it should stay a convolution, so that
 # positions are kept. A very large kernel is nearly both.
 #
-# The paper has two predictions. Large windows should help *inside* of objects, where
-# only the whole tells what a part belongs to. Refinement should help *at the
-# boundary*.
+# The paper has two predictions. Large windows should help *inside* objects, where only
+# the whole tells what a part belongs to. Refinement should help *at the boundary*.
 
 # %% [markdown]
 # ## Build it
@@ -263,8 +263,10 @@ class GlobalConvolution(nn.Module):
 
 
 # %% [markdown]
-# It is linear, so it can be multiplied out to a plain kernel of $k \times k$. Here is
-# that kernel, found by sending a single bright position through:
+# It is linear, apart from its biases, so it can be multiplied out to a plain kernel of
+# $k \times k$. Here is that kernel, found by sending a single bright position through,
+# which gives it mirrored. We compare away from the border: there a chain pads its
+# middle map with zeros, where the plain kernel would meet the first bias.
 
 # %%
 block = GlobalConvolution(1, 1, 7).requires_grad_(False)
@@ -434,7 +436,7 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 # %% [markdown]
 # ## Train it
 #
-# The recipe is that of every network on street scenes in this book, told in the
+# The recipe is that of every network on street scenes in this book, described in the
 # [PSPNet chapter](pspnet) and written in `utils/scenes.py`. The encoder is
 # EfficientNet-Lite0 {footcite:p}`tan2019efficientnet` with weights from ImageNet, $k$
 # is {glue:text}`kernel`, and scores are scaled up bilinearly.
@@ -467,11 +469,12 @@ RECIPE = runtime.choose(
 
 # %% [markdown]
 # The paper compares its block with two others: a plain convolution with the same
-# window, which needs many more weights ($k^2 C K$), and stacks of 3x3 convolutions.
-# We ask a stricter question and keep the weights about equal. The plain convolution
-# then has a smaller window; its side must be odd, so its weights agree only roughly.
-# The stack sees the same window as the global convolution. Like it, it has no ReLU
-# inside; a long chain of that kind is slow to learn in a short training.
+# window, which needs many more weights ($k^2 C K$), and stacks of 3x3 convolutions. We
+# ask a stricter question and bring the weights as close as we can. The plain
+# convolution then has a smaller window; its side must be odd, so it can miss the number
+# of weights by a good part: compare the columns of the table below. The stack sees the
+# same window as the global convolution. Like it, it has no ReLU inside; a long chain of
+# that kind is slow to learn in a short training.
 
 
 # %%
@@ -585,8 +588,8 @@ glue(
 Markdown(scenes.as_table(tables, val_set.classes))
 
 # %% [markdown]
-# Two frames that came out best and the two worst, by the mean IoU of each frame. In
-# the last column, pink is wrong and grey is void.
+# Two frames that came out best and the two worst, by the mean IoU of each frame. The
+# last column shows the image faded: pink is wrong, and an even grey is void.
 
 # %%
 of_frame = scenes.score_of_frames(single, val_set)
@@ -682,13 +685,13 @@ Markdown(
 
 # %% [markdown]
 # What the runs say, read off by the rule of `utils/verdicts.py`: a claim *shows* if
-# every seed with it beats every seed without it; there is *a hint* if the means
-# differ by more than the seeds scatter; otherwise the two cannot be told apart here.
-# The rule is easy to please: if nothing but luck decided, a claim or its opposite
-# would show in {glue:text}`chance:.0%` of all cases with this many seeds. Look at the
-# size of a difference too. The paper's claim is about *where* the gain lies: for a
-# larger $k$ inside, for refinement at boundaries. So compare the gains in both
-# columns. And with ten claims, expect several to show, one way or the other, by luck
+# every seed with it beats every seed without it; there is *a hint* if the means differ
+# by more than the seeds scatter; otherwise the two cannot be told apart here. The rule
+# is easy to please: if nothing but luck decided, a claim or its opposite would show in
+# {glue:text}`chance:.0%` of all cases with this many seeds. Look at the size of a
+# difference too. The paper's claim is about *where* the gain lies: for a larger $k$
+# inside, for refinement at boundaries. So compare the gains in both columns. And of so
+# many claims, with so few seeds, expect some to show, one way or the other, by luck
 # alone.
 
 # %%
@@ -719,10 +722,10 @@ Markdown(
 # %% [markdown]
 # **The valid receptive field** is the paper's name for the part of the image that a
 # position really uses, often far smaller than all that it could see. Here is the
-# gradient of the middle position at the image, as in the [PSPNet chapter](pspnet):
-# for the encoder's last map (from the network with $k = 15$), and for its scores with
-# $k = 3$ and $k = 15$, on frames of {glue:text}`large_height` by
-# {glue:text}`large_width` pixels, larger than those of the training. Above each
+# gradient of the middle position at the image, as in the [PSPNet chapter](pspnet): for
+# the encoder's last map (from the network with $k = 15$), and for the scores of that
+# map in the networks with $k = 3$ and $k = 15$, on frames of {glue:text}`large_height`
+# by {glue:text}`large_width` pixels, larger than those of the training. Above each
 # picture stands the side of the square around its middle that holds half of the
 # gradient; the dashed square is the window of the kernel on the encoder's map, one
 # position for the encoder itself.
@@ -775,7 +778,7 @@ glue(
 # it uses, by training.
 
 # %% [markdown]
-# Here is the trade in one picture. With the slider: the two flat kernels (a cross
+# Here is the trade-off in one picture. The slider shows the two flat kernels (a cross
 # only in the drawing: one behind the other, they see the whole square), the plain
 # kernel with the same window, the weights of each on the encoder's last map, all four
 # convolutions of the flat form counted, and the scores of the network with that $k$.
@@ -816,11 +819,12 @@ plotting.explorer(
 )
 
 # %% [markdown]
-# Read this with the size of the runs in mind: these frames have maps of
-# {glue:text}`map_height` by {glue:text}`map_width` positions, so $k = 15$ spans them
-# nearly, as in the paper. But an encoder whose own view already covers much of such a
-# small frame leaves less to a large kernel than one that looks at a large picture,
-# and large kernels have more to learn in few steps.
+# Read this with the size of the runs in mind. The frames that are scored have maps of
+# {glue:text}`map_height` by {glue:text}`map_width` positions, so $k = 15$ spans most of
+# them, as in the paper. But the maps of the crops in training have fewer rows than the
+# kernel, so its outermost rows mostly meet padding there. Two more reasons may count:
+# an encoder whose own view covers much of a small frame leaves less to a large kernel,
+# and a large kernel has more to learn in few steps.
 
 # %% tags=["hide-input"]
 with torch.inference_mode():
@@ -849,6 +853,10 @@ glue(map_height=last.shape[2], map_width=last.shape[3])
 #   - deconvolution
 #   - bilinear
 #   - `up=`, bilinear
+# * - Maps with a global convolution
+#   - four, strides 4 to 32
+#   - four, strides 4 to 32
+#   - `GCN()` the same; trained here: the first {glue:text}`maps_used`, less the finest
 # * - Boundary refinements
 #   - nine
 #   - nine
@@ -911,9 +919,10 @@ print("equal:", torch.allclose(one, other, atol=1e-5))
 
 # %% [markdown]
 # ```{dropdown} Solution
-# A refinement whose second convolution is zero passes its input on. The network was
-# trained with them, so this says what it has learnt to leave to them, not what they are
-# worth: that is the experiment above.
+# A hook that returns the input of a refinement switches it off. The cell below prints
+# by how much the mean IoU changes at boundaries and inside. The network was trained
+# with its refinements, so this says what it has learnt to leave to them, not what they
+# are worth: that is the experiment above.
 # ```
 
 # %% tags=["hide-cell"]

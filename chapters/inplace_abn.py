@@ -18,10 +18,10 @@
 #
 # To learn, a network has to remember. The forward pass computes maps, one after the
 # other; the backward pass needs many of them again. All of these are kept in between,
-# and on a GPU it is they, not the weights, that decide how large a crop or a batch
-# can be. In-Place ABN {footcite:p}`rotabulo2018inplace` removes up to a half of them.
-# It keeps only what comes out of a batch normalisation with its activation, and
-# computes what went in back from it.
+# and on a GPU it is they, not the weights, that decide how large a crop or a batch can
+# be. In-Place ABN {footcite:p}`rotabulo2018inplace` removes up to a half of them. Of a
+# batch normalisation with its activation, it keeps only what comes out, and from that
+# it computes what went in.
 #
 # **On this page**, the normalisations and activations of a chain of convolutions keep
 # {glue:text}`chain_saved:.0%` fewer bytes, and a whole segmentation network
@@ -53,9 +53,9 @@
 # * - Re-implementations
 #   - None listed
 # * - Train code
-#   - In the official code
+#   - In the official code, for ImageNet; none for segmentation
 # * - Test code
-#   - In the official code
+#   - In the official code, for ImageNet and Mapillary Vistas
 # * - Pre-trained weights
 #   - With the official code
 # * - Time to run
@@ -672,11 +672,11 @@ assert gradcheck(apply, [t.requires_grad_() for t in inputs])
 print("equal to 12 digits; gradients agree with finite differences")
 
 # %% [markdown]
-# `gradcheck` is the strictest of these: it moves every input a little and measures.
-# With 16 bits, as under autocast on a GPU, the kept map is rounded, and what is
-# computed back from it inherits that: gradients of the weight differ by
-# {glue:text}`bfloat_error:.1%` of the largest one for bfloat16, by
-# {glue:text}`half_error:.2%` for float16.
+# `gradcheck` is the most independent of these: it moves every input a little and
+# measures what comes out. With 16 bits, as under autocast on a GPU, the kept map is
+# rounded, and what is computed back from it inherits that. Beside a standard layer of
+# the same precision, gradients of the weight differ by {glue:text}`bfloat_error:.1%` of
+# the largest one for bfloat16, by {glue:text}`half_error:.2%` for float16.
 #
 # For **negative $\gamma$** the layer is *not* PyTorch's batch normalisation, which
 # multiplies by $\gamma$ itself. Here $\gamma$ and $-\gamma$ do the same, by
@@ -720,9 +720,10 @@ print(f"{sum(isinstance(m, InPlaceABN) for m in converted.modules())} layers rep
 # {glue:text}`negative` of its {glue:text}`scale_count:,` scales are negative.
 # {glue:text}`left_count` normalisations were left ("{glue:text}`left_why`"): in its
 # blocks the last convolution has no activation. Of a ResNet-50 like that of
-# torchvision, all {glue:text}`resnet_left` are left, because its blocks call their
-# one ReLU in `forward`, where `convert` cannot see it. Such a network has to be
-# written with the layer, as `IdentityResidual` is.
+# torchvision, all {glue:text}`resnet_left` are left: those of its short cuts for the
+# same reason, all others because its blocks call their one ReLU in `forward`, where
+# `convert` cannot see it. Such a network has to be written with the layer, as
+# `IdentityResidual` is.
 #
 # ### What it must not be used for
 #
@@ -777,9 +778,10 @@ attempt("the input is a leaf", lambda: layer(x))
 #
 # **Checkpointing** {footcite:p}`chen2016training` is the well-known other way to save
 # memory: of a block, keep the input only, and in the backward pass run the block
-# forward again. It works with any layers, and it pays with time. In the chain, each
-# normalisation is recomputed with the convolution behind it, which the paper compares
-# with; in the two networks, each whole block, as it is mostly done.
+# forward again. It works with any layers, and it pays with time. In the chain, a block
+# is a normalisation and the convolution behind it. There it costs little: PyTorch ends
+# the second run as soon as it has what the backward pass needs, which is before the
+# convolution. In the two networks, it is each whole block, as it is mostly done.
 
 # %%
 deeplab = chapters.load("deeplab")
@@ -952,9 +954,9 @@ if device.type == "cuda":
 # %% [markdown]
 # ### What it costs
 #
-# Time is measured in turns, one step of each way after the other, forward and
-# backward, so that whatever else this machine does disturbs all of them alike. In
-# each turn the standard way is 1; given are the medians of {glue:text}`turns` turns.
+# Time is measured in turns, one step of each way after the other, forward and backward,
+# so that whatever else this machine does disturbs all of them alike. In each turn the
+# standard way counts as 1, and the table gives medians of {glue:text}`turns` turns.
 
 
 # %%
@@ -1023,11 +1025,12 @@ Markdown(
 # A layer alone takes {glue:text}`layer_time:.2f` times as long as the standard layer,
 # forward and backward, a step of ResNeXt-50 {glue:text}`resnext_time:.2f` and one of
 # DeepLab v3 {glue:text}`network_time:.2f` times. The extra work is in the backward
-# pass, where $z$ is computed back from $y$. Recomputing the blocks of DeepLab v3
-# costs a second forward pass, and {glue:text}`recompute_time:.2f`. The paper reports
-# 0.8 to 2 percent more for its CUDA kernels on large networks. Ours are general
-# operations of PyTorch, and from one run of this cell to the next they scatter by
-# some hundredths.
+# pass, where $z$ is computed back from $y$. The first number does not bound the others:
+# both layers are timed with the product that makes their input, and on maps in another
+# memory order than those of the networks. Recomputing the blocks of DeepLab v3 costs a
+# second forward pass: its step takes {glue:text}`recompute_time:.2f` times as long. The
+# paper reports 0.8 to 2 percent more for its CUDA kernels on large networks. Ours are
+# general operations of PyTorch, and such ratios change from run to run.
 #
 # Checkpointing has a trap that has nothing to do with memory. The second forward pass
 # is a training pass like the first, so it updates the running statistics once more:
@@ -1042,9 +1045,9 @@ print("running mean, one step from 0 towards 1, without and with checkpointing:"
 print(f"{once[0].running_mean[0]:.3f} {twice[0].running_mean[0]:.3f}")
 
 # %% [markdown]
-# With the slider: how much of DeepLab v3 fits at which size of crop, four at a time.
-# The dashed line is what the standard network keeps with crops of
-# {glue:text}`budget_side` pixels.
+# The slider shows how many bytes DeepLab v3 keeps for four crops of each size. The
+# dashed line is what the standard network keeps with crops of {glue:text}`budget_side`
+# pixels.
 
 # %% tags=["hide-input"]
 CROPS = runtime.choose(
@@ -1094,11 +1097,11 @@ plotting.explorer(
 # command, which asks for an account only where a set needs one; without a network, a
 # drawn stand-in takes their place, and the page says so.
 #
-# Two whole areas, 3 and 8, are held out. To hold out images instead would be to test
-# on the other side of the road: images of one area share its houses, its light and
-# its season. Of all pairs with at most a third of the pixels, these two come closest
-# to the whole in their shares of classes. Areas differ: our first choice, 4 and 5,
-# was harder, with blocks of houses that are labelled together with their gardens.
+# Two whole areas, 3 and 8, are held out. To hold out images instead would be to test on
+# the other side of the road: images of one area share its houses, its light and its
+# season. Of all pairs with at most a third of the pixels, these two come closest to the
+# whole in their shares of classes. Areas differ, so with others held out the scores
+# would be others too.
 
 # %%
 size = runtime.choose(gpu=(480, 480), cpu=(240, 240), smoke=(64, 64))
@@ -1148,13 +1151,14 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 #
 # DeepLab v3 with In-Place ABN, its encoder with weights from ImageNet: the paper's
 # networks for segmentation are built so too, with a ResNeXt-101 or a WideResNet-38 as
-# encoder. Optimiser and learning rates are those of the street scenes, told in the
+# encoder. Optimiser and learning rates are those of the street scenes, described in the
 # [PSPNet chapter](pspnet). The loss is plain cross-entropy: no class is so rare here
-# that it needs a weight. Three more things differ, because these images look down:
+# that it needs a weight. More differs from the street scenes:
 #
 # - There is no up. Crops are mirrored in both directions and turned by any angle.
 # - Each area has a tint of its own, so each colour channel is made brighter or darker
-#   by a random factor.
+#   by a random factor. Scale, brightness and contrast vary over wider or other ranges
+#   too.
 # - Squares are drawn in proportion to their labelled pixels, since those at the far
 #   sides of an image are mostly void.
 
@@ -1258,8 +1262,8 @@ Markdown(scenes.as_table(tables, val_set.classes))
 
 # %% [markdown]
 # Two squares that came out best and the two worst, of those with nearly all pixels
-# labelled, by the mean IoU of each. In the last column, pink is wrong and grey is
-# void.
+# labelled, by the mean IoU of each. The last column shows the image faded: pink is
+# wrong, and an even grey is void, but very dark water fades to almost the same grey.
 
 # %%
 of_square = scenes.score_of_frames(single, val_set)
@@ -1281,23 +1285,24 @@ show(
 )
 
 # %% [markdown]
-# The mean of a square counts the classes that it holds or that were predicted there,
-# so a few pixels of a class that is not there weigh heavily. And truth has its own
-# style: what is a road, and what is unpaved land beside it, was decided by people who
-# labelled one area after the other.
+# The mean of a square counts the classes that it holds or that were predicted there, so
+# a few pixels of a class that is not there weigh heavily. Which classes are weak over
+# all squares stands in the table above.
 
 # %% [markdown]
 # ## Do the claims hold?
 #
-# **The same score.** The paper trains the same networks standard and in place and
-# finds equal results. Ours start from the same weights and see the same crops, so
-# their losses should lie on one curve, but for rounding, which training magnifies.
+# **The same score.** In place, a network should learn what it learns standard. Ours
+# start from the same weights and see the same crops, so their losses should lie on one
+# curve, but for rounding, which training magnifies.
 #
 # **What the memory buys.** Let the standard network have crops of
 # {glue:text}`small_side` pixels, {glue:text}`small_batch` at a time. What can the
 # network in place have for the same bytes? Either larger crops or more of them; the
-# cell below looks for the largest that fit. Both give it more pixels for each step,
-# and each step takes longer, so time stands in the table too.
+# cell below looks for the largest that fit. Both give it more pixels for each step, and
+# each step takes longer, so time stands in the table too. These minutes include the
+# validation, and the runs came one after the other: for the cost of a step, trust the
+# measurement in turns above.
 #
 # All runs have {glue:text}`small_steps` steps and {glue:text}`seed_count` seeds.
 # These networks are far from done; they are good for comparing. Each finished run
@@ -1439,10 +1444,11 @@ Markdown(
 )
 
 # %% [markdown]
-# The first line is a control. Both networks compute the same but for rounding, so the
-# difference of their means, {glue:text}`control:+.3f`, is luck, and a measure of the
-# luck in the lines below it. And at equal steps, larger or more crops are also more
-# pixels seen: what shows is what the memory buys together with the time to use it.
+# The first line is a control. As long as no $\gamma$ changes its sign, both networks
+# compute the same but for rounding. So even where that line says that something shows,
+# it is luck: the difference of the means, {glue:text}`control:+.3f`, measures how much
+# luck there is in the lines below it. And at equal steps, larger or more crops are also
+# more pixels seen: what shows is what the memory buys together with the time to use it.
 
 # %% [markdown]
 # ## Where we differ
@@ -1456,7 +1462,7 @@ Markdown(
 #   - This page
 # * - Backward pass
 #   - version I and version II
-#   - in C++ and CUDA; on CPUs version I
+#   - version I, in C++ for CPUs and in CUDA for GPUs
 #   - version I, from operations of PyTorch
 # * - Activation
 #   - leaky ReLU with a small slope
@@ -1476,7 +1482,7 @@ Markdown(
 #   - counted: ResNeXt-50; trained: EfficientNet-Lite0
 # * - Data
 #   - Cityscapes, COCO-Stuff, Mapillary Vistas
-#   - Mapillary Vistas
+#   - ImageNet to train, Mapillary Vistas to test
 #   - land cover of Dubai
 # ```
 #
@@ -1497,10 +1503,11 @@ Markdown(
 
 # %% [markdown]
 # ```{dropdown} Solution
-# The inverse is $\log(1 + y)$ for negative $y$. Below $z$ of about -17, $e^z$ is less
-# than half of the distance between -1 and the next number, so that $y$ is exactly -1
-# and the logarithm minus infinity. Long before that the digits run out. The leaky ReLU
-# loses nothing but the last digit: a division does not care how small a number is.
+# The inverse is $\log(1 + y)$ for negative $y$. Near $z = -17$, $e^z$ falls below the
+# distance between -1 and the next number. From there on, or a little further, as the
+# machine rounds, $y$ is exactly -1 and the logarithm minus infinity. Long before that
+# the digits run out. The leaky ReLU loses nothing but the last digit: a division does
+# not care how small a number is.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1511,8 +1518,8 @@ for row in torch.stack([z, from_elu, from_leaky], 1)[::3].tolist():
     print("z = {:.1f}, from ELU {:.4f}, from leaky ReLU {:.4f}".format(*row))
 
 # %% [markdown]
-# **2. Zero.** Why is $\epsilon$ added to $|\gamma|$? Set the weight of an
-# `InPlaceABN` to zero and look at what comes out, and at its gradient.
+# **2. Zero.** Why is $\epsilon$ added to $|\gamma|$? Set the weight of an `InPlaceABN`
+# to zero, and see how well $\hat x$ can be computed back from its output.
 
 # %% [markdown]
 # ```{dropdown} Solution

@@ -512,7 +512,7 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 # %% [markdown]
 # ## Train it
 #
-# The recipe is that of every network on street scenes in this book, told in the
+# The recipe is that of every network on street scenes in this book, described in the
 # [PSPNet chapter](pspnet) and written in `utils/scenes.py`. The encoder is
 # EfficientNet-Lite0 {footcite:p}`tan2019efficientnet` with weights from ImageNet, all
 # of it and without dilation. The network is the light-weight form with four blocks of

@@ -667,12 +667,27 @@ plotting.explorer(
 #
 # ## How to run a chapter
 #
-# **With a GPU**, here or in Colab (*Runtime*, *Change runtime type*), a chapter takes
-# its full settings, the profile `gpu`. **On a laptop** it takes `cpu`: smaller images
-# and networks, fewer steps, made for two cores; the claims are tested all the same.
-# **To see that all works**, `SEGBOOK_PROFILE=smoke` runs a page in under a minute on
-# drawn stand-ins, and learns nothing. Finished trainings are kept in `runs/`; run a
-# page again and they are read back, change their code and they are made anew.
+# Every page picks its settings by the machine: the profile `gpu` where PyTorch finds a
+# GPU, `cpu` elsewhere, with smaller images and networks and fewer steps, made for two
+# cores; the claims are tested all the same. `SEGBOOK_PROFILE` chooses another:
+# `smoke` runs a page in under a minute on drawn stand-ins, to see that all works, and
+# learns nothing.
+#
+# - **In Colab.** The rocket above a title opens its page there. Choose a GPU first
+#   (*Runtime*, *Change runtime type*), then run all cells; the first one fetches the
+#   book's code and installs what is missing. A Colab machine forgets its files sooner
+#   or later. To keep trainings, mount a drive and let `SEGBOOK_RUNS` name a folder on
+#   it.
+# - **On a GPU of your own.** Clone the book, type `make book` once, and open the
+#   notebook; or let `make run CHAPTER=unet` run it from top to bottom. If the GPU's
+#   memory is too small, halve the batch in the cell that holds the training's settings.
+# - **On a laptop.** The same commands; without a GPU they take the small settings.
+#
+# Images come by themselves on first use: from a folder of yours, a pinned archive, or
+# Kaggle, in this order. If none can be had, drawn stand-ins step in, and the page says
+# so. Finished trainings are kept in `runs/`, and an interrupted one goes on where it
+# stopped; run a page again and they are read back, change their code and they are made
+# anew.
 #
 # **Where outputs come from.** Under the title of each chapter stands when it was run
 # and on what; at its end, with which settings, data and versions. The last entry is a

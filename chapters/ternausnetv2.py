@@ -1290,9 +1290,9 @@ print("most matches of one building:", int((iou > 0.5).sum(0).max()))
 # a seed is every pixel with $1 - t > \theta$?
 
 # %% [markdown]
-# ```{dropdown} Solution Streets are no border, so one seed covers all streets, and with
-# them every house that borders do not enclose on all sides. Its flood takes these
-# houses together.
+# ```{dropdown} Solution
+# Streets are no border, so one seed covers all streets, and with them every house that
+# borders do not enclose on all sides. Its flood takes these houses together.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1305,10 +1305,11 @@ print(f"F1 {scores(page, truth)['f1']:.3f} instead of {chosen['f1']:.3f}")
 # once with mirrored edges, once with zeros. Where do the two differ?
 
 # %% [markdown]
-# ```{dropdown} Solution At the edges, and further in than the padding is wide, since a
-# position sees far. Zeros in a normalised image are a grey wall beside the town. A part
-# of the difference comes from elsewhere: the two ways pad on other sides, so the
-# poolings cut the image in other places.
+# ```{dropdown} Solution
+# At the edges, and further in than the padding is wide, since a position sees far.
+# Zeros in a normalised image are a grey wall beside the town. A part of the difference
+# comes from elsewhere: the two ways pad on other sides, so the poolings cut the image
+# in other places.
 # ```
 
 # %% tags=["hide-cell"]
