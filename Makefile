@@ -9,6 +9,10 @@ OFFLINE ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
+# A new pip finds 110 packages in half the time of Python 3.11's. They are compiled
+# when first imported: most never are.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 PAGE := _build/html/index.html
 
 .PHONY: book test run sync cards repo clean
@@ -50,9 +54,10 @@ $(VENV)/reader: requirements.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install" \
 	  "Python 3.11, or name another: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(PIP) --quiet pip==26.3
+	$(PIP) -r requirements.txt
 	@touch $@
 
 $(VENV)/developer: requirements-dev.txt $(VENV)/reader
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@touch $@
