@@ -950,7 +950,9 @@ glue(
 # {glue:text}`band_gain:+.3f`, outside of it by {glue:text}`rest_gain:+.3f`. What the
 # runs say, read off by the rule of `utils/verdicts.py`: a claim *shows* if every seed
 # with it beats every seed without it; there is *a hint* if the means differ by more
-# than the seeds scatter; otherwise the two cannot be told apart here.
+# than the seeds scatter; otherwise the two cannot be told apart here. The rule is easy
+# to please: with {glue:text}`seed_count` seeds, luck alone often does as much. So look
+# at the size of a difference too.
 
 # %%
 plus, full, v3, wide, bare, coarse = results.values()

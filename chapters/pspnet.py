@@ -969,7 +969,9 @@ Markdown(
 # Mean over the seeds, lowest and highest in brackets. What the runs say, read off by
 # the rule of `utils/verdicts.py`: a claim *shows* if every seed with it beats every
 # seed without it; there is *a hint* if the means differ by more than the seeds
-# scatter; otherwise the two cannot be told apart here.
+# scatter; otherwise the two cannot be told apart here. The rule is easy to please:
+# with {glue:text}`seed_count` seeds, luck alone often does as much. So look at the size
+# of a difference too.
 
 # %%
 paper_way, one, none, largest, no_aux = results.values()
