@@ -1,6 +1,8 @@
 """CamVid: what is read, what is refused, the drawn streets, the real frames."""
 
 import os
+import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from utils import data, runtime
-from utils.data import DataError, camvid
+from utils.data import DataError, camvid, download
 
 REAL = os.environ.get("SEGBOOK_DATA")
 VOID = camvid.ignore
@@ -28,13 +30,16 @@ def reader(tmp_path, monkeypatch):
 
 @pytest.fixture
 def local(reader, monkeypatch):
-    """A whole local folder: 3 frames and 2; frame k has the colour (k, 100, 200).
+    """A whole local folder: 3, 2 and 2 frames; frame k has the colour (k, 100, 200).
 
     Its truth is sky above, the class k below, and void in the last column.
     """
-    monkeypatch.setattr(camvid, "splits", {"train": 3, "val": 2})
+    monkeypatch.setattr(camvid, "splits", {"train": 3, "val": 2, "test": 2})
     folder, truth = reader / "camvid", np.zeros((12, 20), np.uint8)
-    frames = "train/0009", "train/0100", "train/0020", "val/b", "val/a"
+    frames = (
+        "train/0009", "train/0100", "train/0020", "val/b", "val/a",
+        "test/Seq05VD_f00030", "test/0001TP_008550",
+    )  # fmt: skip
     for k, (split, name) in enumerate(frame.split("/") for frame in frames):
         truth[6:], truth[:, -1] = k, VOID
         for kind in (split, f"{split}annot"):
@@ -46,7 +51,7 @@ def local(reader, monkeypatch):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """All drawn streets: images (64, 3, 360, 480) and labels (64, 360, 480)."""
+    """All drawn streets: images (80, 3, 360, 480) and labels (80, 360, 480)."""
     streets = [pair for split in camvid.splits for pair in camvid.sample(split)]
     images, labels = zip(*streets)
     return torch.stack(images), torch.stack(labels)
@@ -78,6 +83,24 @@ def test_frames_come_in_the_order_of_their_names(local):
     assert train.images[:, 0, 0, 0].tolist() == [0, 2, 1]
     assert train.labels[:, -1, 0].tolist() == [0, 2, 1]
     assert val.images[:, 0, 0, 0].tolist() == [4, 3]
+    assert data.load("camvid", "test").images[:, 0, 0, 0].tolist() == [6, 5]
+
+
+def test_names_stand_beside_their_frames_and_tell_the_drive(local):
+    assert data.load("camvid").names == ("0009.png", "0020.png", "0100.png")
+    test = data.load("camvid", "test", size=6)
+    assert test.names == ("0001TP_008550.png", "Seq05VD_f00030.png")
+    assert [camvid.drive(name) for name in test.names] == ["0001TP", "Seq05VD"]
+    assert camvid.drive("0016E5_07959.png") == "0016E5"
+    assert camvid.drive("0006R0_f00930.png") == "0006R0"
+
+
+def test_labels_kept_are_those_of_the_files(local):
+    whole = data.load("camvid", "test")
+    found = data.load("camvid", "test", size=(6, 10), keep_labels=True)
+    assert found.images.shape == (2, 3, 6, 10)
+    assert torch.equal(found.labels, whole.labels)
+    assert torch.equal(found.images, data.load("camvid", "test", size=(6, 10)).images)
 
 
 @pytest.mark.parametrize("size", [(6, 10), (48, 60), (7, 13)])
@@ -120,18 +143,34 @@ def test_folder_with_too_few_frames_is_incomplete(local):
     assert len(camvid.missing(local / "nowhere")) == 5
 
 
+def test_folder_of_the_first_edition_serves_what_it_has(local):
+    """It has no frames of "test"; once some are there, all of them must be."""
+    for kind in ("test", "testannot"):
+        shutil.move(local / kind, local.parent / kind)
+    assert len(data.load("camvid")) == 3 and len(data.load("camvid", "val")) == 2
+    with pytest.raises(DataError, match="no test/ and testannot/: .* remove the fol"):
+        data.load("camvid", "test")
+    shutil.move(local.parent / "test", local / "test")
+    with pytest.raises(DataError, match="lacks testannot/0001TP_008550.png and 1 more"):
+        data.load("camvid")
+    (local / "test/0001TP_008550.png").unlink()
+    assert camvid.missing(local) == [
+        "testannot/Seq05VD_f00030.png", "a frame of test/"
+    ]  # fmt: skip
+
+
 # The drawn streets
 
 
 def test_sample_has_the_real_size_and_all_classes(drawn):
     images, labels = drawn
-    assert images.shape == (64, 3, 360, 480) and images.dtype == torch.uint8
-    assert labels.shape == (64, 360, 480) and labels.dtype == torch.uint8
+    assert images.shape == (80, 3, 360, 480) and images.dtype == torch.uint8
+    assert labels.shape == (80, 360, 480) and labels.dtype == torch.uint8
     assert labels.unique().tolist() == list(range(12))
 
 
 def test_sample_is_the_same_every_time(drawn):
-    for split, first in (("train", 0), ("val", camvid.SCENES["train"])):
+    for split, first in (("train", 0), ("val", 48), ("test", 64)):
         image, label = next(camvid.sample(split))
         assert torch.equal(image, drawn[0][first])
         assert torch.equal(label, drawn[1][first])
@@ -139,18 +178,26 @@ def test_sample_is_the_same_every_time(drawn):
 
 def test_sample_streets_differ(drawn):
     for pictures in drawn:
-        assert len({picture.numpy().tobytes() for picture in pictures}) == 64
+        assert len({picture.numpy().tobytes() for picture in pictures}) == 80
+
+
+def test_sample_of_the_first_edition_is_as_it_was(drawn):
+    """The streets of "test" came later; those of "train" and "val" are the same."""
+    for seed, first in enumerate((0, 48, 64)):
+        image, label = camvid.draw(np.random.default_rng([camvid.SEED, seed, 0]))
+        assert torch.equal(image, drawn[0][first])
+        assert torch.equal(label, drawn[1][first])
 
 
 def test_sample_classes_are_as_frequent_as_the_real_ones(drawn):
-    """Shares of train and val together, within a factor of two."""
+    """Shares of all splits together, within a factor of two."""
     real = torch.tensor(
         [0.155, 0.238, 0.009, 0.312, 0.054, 0.110, 0.011, 0.015, 0.050, 0.006, 0.007]
     )
     assert ((share(drawn[1])[:11] / real).log2().abs() < 1).all()
     assert 0.01 < share(drawn[1])[VOID] < 0.06
     scenes = torch.stack([share(label) > 0 for label in drawn[1]])
-    for part in scenes.split([camvid.SCENES["train"], camvid.SCENES["val"]]):
+    for part in scenes.split(list(camvid.SCENES.values())):
         assert (part.float().mean(dim=0) > 0.6).all()  # each class in most streets
 
 
@@ -192,6 +239,8 @@ def test_smoke_takes_the_sample(monkeypatch):
     assert found.source == "sample"
     assert found.images.shape == (2, 3, 176, 240)
     assert found.labels.max() == VOID
+    assert found.names == ("drawn-000", "drawn-001")
+    assert {camvid.drive(name) for name in found.names} == {"drawn"}
 
 
 # The real frames
@@ -202,15 +251,39 @@ def real(monkeypatch):
     if not REAL or not (runtime.root() / REAL / "camvid").is_dir():
         pytest.skip("SEGBOOK_DATA names no folder with the real CamVid")
     monkeypatch.setenv("SEGBOOK_DATA", REAL)
+    return data.data_root() / "camvid"
+
+
+def test_real_folder_has_the_pinned_hash(real):
+    assert download.folder_hash(real) == camvid.archive.sha256
 
 
 def test_real_frames(real):
     train = data.load("camvid", size=(90, 120), source="local")
     val = data.load("camvid", "val", source="local")
+    test = data.load("camvid", "test", size=(90, 120), keep_labels=True, source="local")
+    assert test.images.shape == (233, 3, 90, 120)
+    assert test.labels.shape == (233, 360, 480)
+    assert abs(share(test.labels)[ROAD] - 0.2581) < 0.0005
     assert train.images.shape == (367, 3, 90, 120)
     assert val.images.shape == (101, 3, 360, 480)
-    for labels in (train.labels, val.labels):
+    for labels in (train.labels, val.labels, test.labels):
         assert labels.unique().tolist() == list(range(12))
     assert abs(share(val.labels)[ROAD] - 0.2895) < 0.0005
     assert abs(share(train.labels)[SKY] - 0.1685) < 0.002
     assert abs(share(val.labels)[VOID] - 0.0170) < 0.0005
+
+
+def test_real_drives(real):
+    """As README.md beside the reader tells them."""
+    drives = {
+        split: Counter(map(camvid.drive, camvid.names(real, split)))
+        for split in camvid.splits
+    }
+    assert drives == {
+        "train": {"0001TP": 62, "0006R0": 101, "0016E5": 204},
+        "val": {"0016E5": 101},
+        "test": {"0001TP": 62, "Seq05VD": 171},
+    }
+    clip = tuple(f"0016E5_{k:05}.png" for k in range(7959, 8160, 2))
+    assert camvid.names(real, "val") == clip

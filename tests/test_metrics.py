@@ -5,6 +5,8 @@ import pytest
 import torch
 from skimage.metrics import adapted_rand_error
 from sklearn import metrics as reference
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from utils import metrics
 
@@ -193,6 +195,72 @@ def test_boundary_against_distances_one_by_one():
             scores.append(2 * precision * recall / (precision + recall))
         ours = metrics.boundary_f1(prediction, truth, 3, tolerance=1)[k]
         assert ours == pytest.approx(np.mean(scores), abs=1e-12)
+
+
+# --- a device without float64
+
+
+class Distant(torch.Tensor):
+    """Says that it lies on another device, `meta`, that has no float64, as Apple's
+    `mps`; its values lie beside it, on the CPU."""
+
+    @staticmethod
+    def __new__(cls, values):
+        if values.dtype == torch.float64:
+            raise TypeError("no float64 on this device")
+        kept = values.shape, values.stride()
+        own = torch.Tensor._make_wrapper_subclass(
+            cls, *kept, dtype=values.dtype, device="meta"
+        )
+        own.beside = values
+        return own
+
+    def __torch_dispatch__(self, *_):
+        raise NotImplementedError("only within Distance")
+
+
+class Distance(TorchDispatchMode):
+    """Computes on the CPU what is asked of the other device, but mixes no devices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        device = torch.device(kwargs.get("device") or ("meta" if types else "cpu"))
+
+        def near(value):
+            if isinstance(value, Distant):
+                return value.beside
+            assert not (types and torch.is_tensor(value) and value.ndim), "mixed"
+            return "cpu" if value == torch.device("meta") else value
+
+        found = function(*tree_map(near, args), **tree_map(near, kwargs))
+        if device.type == "cpu":
+            return found
+        return tree_map(lambda x: Distant(x) if torch.is_tensor(x) else x, found)
+
+
+def test_a_device_without_float64():
+    prediction, target = random_pair(classes=3)
+    prediction = prediction.where(prediction == target, target.roll(1, -1))
+    target[:, :3] = 255
+    functions = (
+        metrics.iou, metrics.dice, metrics.mean_iou, metrics.mean_dice,
+        metrics.pixel_accuracy,
+    )  # fmt: skip
+
+    def scores(prediction, target):
+        confusion = metrics.confusion_matrix(prediction, target, 3, ignore=255)
+        yield metrics.boundary_f1(prediction, target, 3, ignore=255)
+        yield from (function(confusion) for function in functions)
+
+    expected = list(scores(prediction, target))
+    with Distance():
+        one, other = Distant(prediction), Distant(target)
+        with pytest.raises(TypeError, match="no float64"):
+            one.double()  # the stand-in is as strict as the device
+        found = list(scores(one, other))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert not isinstance(ours, Distant)  # on the CPU
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
 # --- cells

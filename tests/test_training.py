@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils import runs
+from utils.checkpoints import load_weights, save_weights
 from utils.data.augment import Augment
-from utils.training import fit, load_weights, poly, save_weights
+from utils.training import fit, poly
 
 
 class Interrupted(Exception):

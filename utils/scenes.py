@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from utils import metrics, runs, runtime, training
+from utils.data import camvid
 from utils.data.augment import Augment
 
 
@@ -25,6 +26,7 @@ class Recipe:
     rate: float = 1e-3  # of learning, in the encoder
     faster: float = 4.0  # times that for the layers that were not pre-trained
     decay: float = 1e-2  # of the weights
+    softening: float = 1.1  # of the class weights; ENet takes 1.02
     aux: float = 0.4  # weight of the auxiliary loss
     scale: tuple[float, float] = (0.75, 1.75)
     brightness: float = 0.2
@@ -37,7 +39,7 @@ def train(model, recipe, train_set, val_set, checkpoint=None):
     return training.fit(
         model,
         batches(train_set, model.encoder, recipe),
-        scene_loss(train_set, recipe.aux),
+        scene_loss(train_set, recipe.aux, recipe.softening),
         optimizer(model, recipe),
         recipe.steps,
         evaluate=lambda model: score(model, val_set),
@@ -46,6 +48,52 @@ def train(model, recipe, train_set, val_set, checkpoint=None):
         seed=recipe.seed,
         checkpoint=checkpoint,
     )
+
+
+def sets_at(size):
+    """The arguments of `data.load` for a recorded run on frames of this size (height,
+    width): validation and test keep the labels as they are in the files."""
+    return {
+        "train": dict(name="camvid", split="train", size=size),
+        "val": dict(name="camvid", split="val", size=size, keep_labels=True),
+        "test": dict(name="camvid", split="test", size=size, keep_labels=True),
+    }
+
+
+def train_on(model, recipe, sets, checkpoint):
+    """`train`, as `utils.runs` calls it."""
+    return train(model, recipe, sets["train"], sets["val"], checkpoint)
+
+
+SCALES = (0.75, 1.0, 1.25, 1.5)
+
+
+def scores_of(model, sets):
+    """What a recorded run keeps: mean IoU on validation and test frames, each drive of
+    the test apart, and the confusion matrix of each test frame."""
+    test, size = sets["test"], sets["test"].labels.shape[-2:]
+    ways = {
+        "one pass": {},
+        "scales and mirror images": dict(scales=SCALES, flip=True),
+    }
+    tables = {
+        way: [
+            metrics.confusion_matrix(guess, truth, len(test.classes), test.ignore)
+            for guess, truth in zip(
+                predict_labels(model, test.images, size, **how), test.labels
+            )
+        ]
+        for way, how in ways.items()
+    }
+    numbers = {"val, one pass": score(model, sets["val"])}
+    for way, found in tables.items():
+        numbers[f"test, {way}"] = metrics.mean_iou(sum(found))
+    drives = [camvid.drive(name) for name in test.names]
+    for drive in sorted(set(drives)):
+        own = [t for t, of in zip(tables["one pass"], drives) if of == drive]
+        numbers[f"test, one pass, {drive}"] = metrics.mean_iou(sum(own))
+    kept = {way: [table.tolist() for table in found] for way, found in tables.items()}
+    return runs.Scores(numbers, {"frames": list(test.names), "tables": kept})
 
 
 def checkpoint(chapter, name, model, recipe, train_set, val_set, *code):
@@ -76,20 +124,25 @@ def batches(dataset, encoder, recipe):
     return sample
 
 
-def class_weights(labels, classes, ignore):
-    """1 / log(1.1 + frequency) of each class (classes,), so that rare ones count more
-    (after Paszke et al., ENet, arXiv 1606.02147, section 4.2)."""
+def class_weights(labels, classes, ignore, softening=1.1):
+    """1 / log(softening + frequency) of each class (classes,): rare ones count more.
+
+    The form is ENet's (Paszke et al., arXiv 1606.02147, section 4.2), whose constant is
+    1.02; with this book's 1.1 the weights differ less from class to class.
+    """
     counted = labels[labels != ignore].long()
     frequency = torch.bincount(counted, minlength=classes) / len(counted)
-    return 1 / torch.log(1.1 + frequency)
+    return 1 / torch.log(softening + frequency)
 
 
-def scene_loss(dataset, aux):
+def scene_loss(dataset, aux, softening=1.1):
     """Weighted cross-entropy (output, labels) -> scalar, the ignore label left out.
 
     An output (logits, auxiliary logits) adds `aux` times the loss of the second.
     """
-    weights = class_weights(dataset.labels, len(dataset.classes), dataset.ignore)
+    weights = class_weights(
+        dataset.labels, len(dataset.classes), dataset.ignore, softening
+    )
     weights = weights.to(runtime.device())
 
     def cross_entropy(logits, labels):
@@ -121,26 +174,43 @@ def optimizer(model, recipe):
     return torch.optim.AdamW(groups, weight_decay=recipe.decay)
 
 
-@torch.inference_mode()
 def predict(model, images, scales=(1.0,), flip=False, batch=8):
     """Probabilities (N, K, H, W) of images (N, 3, H, W) uint8, on the CPU.
 
     scales, flip: averaged over resized and mirrored images ("multi-scale testing").
     """
-    found, size = [], images.shape[-2:]
+    size = images.shape[-2:]
+    return torch.cat(list(probabilities(model, images, size, scales, flip, batch)))
+
+
+def predict_labels(model, images, size=None, scales=(1.0,), flip=False, batch=8):
+    """Most probable class (N, H, W) uint8 of images (N, 3, h, w) uint8, on the CPU.
+
+    size: H and W, by default the images'; the logits are resized to it. scales, flip: as
+    in `predict`. Of the probabilities only a batch is held at a time.
+    """
+    parts = probabilities(
+        model, images, size or images.shape[-2:], scales, flip, batch
+    )
+    return torch.cat([part.argmax(1).to(torch.uint8) for part in parts])
+
+
+@torch.inference_mode()
+def probabilities(model, images, size, scales, flip, batch):
+    """Yields the probabilities (B, K, *size) of one batch after the other."""
+    sides = images.shape[-2:]
     for part in images.split(batch):
         pixels = model.encoder.normalise(part.to(runtime.device()).float() / 255)
         total = 0
         for scale in scales:
             # A multiple of 16 plus one stays one, as align_corners wants it.
-            at = [16 * round(scale * (side - 1) / 16) + 1 for side in size]
+            at = [16 * round(scale * (side - 1) / 16) + 1 for side in sides]
             view = pixels if scale == 1 else resize(pixels, at)
             for mirrored in (False, True)[: 1 + flip]:
                 logits = model(view.flip(3) if mirrored else view).float()
                 logits = logits.flip(3) if mirrored else logits
                 total = total + resize(logits, size).softmax(1)
-        found.append((total / total.sum(1, keepdim=True)).cpu())
-    return torch.cat(found)
+        yield (total / total.sum(1, keepdim=True)).cpu()
 
 
 def resize(maps, size):
@@ -176,8 +246,9 @@ def as_table(tables, classes):
 
 
 def score(model, dataset):
-    """Mean IoU over the classes of one forward pass for each image."""
-    prediction = predict(model, dataset.images).argmax(1)
+    """Mean IoU over the classes of one forward pass for each image, at the size of the
+    labels."""
+    prediction = predict_labels(model, dataset.images, dataset.labels.shape[-2:])
     return metrics.mean_iou(confusion(prediction, dataset))
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-
-restored_seconds = 0.0  # of all trainings read back so far, told by the stamp
+from utils import checkpoints
 
 
 @dataclass
@@ -28,8 +26,10 @@ class History:
 
     @property
     def best(self):
-        """The (step, score) with the highest score; the first of equal ones."""
-        return max(self.scores, key=lambda pair: pair[1], default=None)
+        """The (step, score) with the highest score; the first of equal ones, and never
+        one that is nan. None where there is no score."""
+        known = [pair for pair in self.scores if not math.isnan(pair[1])]
+        return max(known, key=lambda pair: pair[1], default=None)
 
 
 def fit(
@@ -58,8 +58,17 @@ def fit(
     (1 - step / steps) ** power (the poly schedule). `clip` bounds the norm of the
     gradient. `checkpoint` names a file: an interrupted run goes on from it to the
     same numbers, and a finished one is read back instead of trained again.
-    At the end the model is in eval mode and holds the weights with the best score.
+    At the end the model is in eval mode and holds the weights with the best score; the
+    last ones where there is none.
+
+    A loss or weights that are no longer finite: FloatingPointError, and no such state
+    is saved. steps under 1, or every or warmup under 0: ValueError.
     """
+    if steps < 1 or warmup < 0 or (every or 0) < 0:
+        raise ValueError(
+            f"steps {steps}, every {every}, warmup {warmup}: a training has at least "
+            "one step, and none of the three is negative"
+        )
     every = every or steps
     run = _Run(model, optimizer, poly(steps, power, warmup), seed, checkpoint)
     hidden = not progress or run.step >= steps
@@ -82,6 +91,13 @@ def fit(
     return run.finish()
 
 
+def __getattr__(name):
+    """`restored_seconds`, which pages read here."""
+    if name == "restored_seconds":
+        return checkpoints.restored_seconds
+    raise AttributeError(name)
+
+
 def poly(steps, power=0.9, warmup=0):
     """Factor of the learning rate at a step: a linear rise, then the poly fall."""
 
@@ -100,9 +116,10 @@ class _Run:
         self.model = model.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        # Half precision pays on a GPU; on most CPUs it is slower than float32.
+        # Half precision pays on a GPU; on most CPUs it is slower than float32. Older
+        # GPUs, as Colab's T4, only emulate bfloat16: they take float16 and a scaler.
         self.amp = self.device.type == "cuda"
-        bfloat16 = self.amp and torch.cuda.is_bf16_supported()
+        bfloat16 = self.amp and torch.cuda.is_bf16_supported(including_emulation=False)
         self.dtype = torch.bfloat16 if bfloat16 else torch.float16
         self.scaler = torch.amp.GradScaler(enabled=self.amp and not bfloat16)
         self.generator = torch.Generator().manual_seed(seed)  # draws the batches
@@ -112,7 +129,7 @@ class _Run:
         self.best_weights = None
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and self.checkpoint.exists():
-            self.restore(load_weights(self.checkpoint, self.device))
+            self.restore(checkpoints.load_weights(self.checkpoint, self.device))
 
     @property
     def step(self):
@@ -131,9 +148,13 @@ class _Run:
         if clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
+        # The scaler leaves a step out when a gradient overflows, and takes a smaller
+        # scale then: a step that was not taken does not count for the schedule.
+        if self.scaler.get_scale() >= scale:
+            self.schedule.step()
         self.losses.append(value.detach().float())
 
     def evaluate(self, evaluate):
@@ -145,17 +166,26 @@ class _Run:
         """Write down losses and score, keep the best weights, save to disk."""
         self.history.losses += torch.stack(self.losses).tolist()
         self.losses = []
-        if not all(map(math.isfinite, self.history.losses)):
-            raise FloatingPointError(
-                f"the loss is no longer finite at step {self.step}: "
-                "lower the learning rate, or set clip"
-            )
+        self.check_finite()
         self.history.seconds += seconds
         if score is not None:
             self.history.scores.append((self.step, score))
-            if self.history.best[0] == self.step:
+            if self.history.best and self.history.best[0] == self.step:
                 self.best_weights = copy.deepcopy(self.model.state_dict())
         self.save()
+
+    def check_finite(self):
+        """What has exploded is never saved: a rerun must not go on from it."""
+        weights = all(p.isfinite().all() for p in self.model.parameters())
+        if weights and all(map(math.isfinite, self.history.losses)):
+            return
+        kept = ""
+        if self.checkpoint and self.checkpoint.exists():
+            kept = f", and delete {self.checkpoint}, which goes on with the old rate"
+        raise FloatingPointError(
+            f"the loss or the weights are no longer finite at step {self.step}: lower "
+            f"the learning rate, or set clip{kept}"
+        )
 
     def finish(self):
         if self.best_weights is not None:
@@ -167,7 +197,7 @@ class _Run:
         if self.checkpoint is None:
             return
         cuda = self.device.type == "cuda"
-        save_weights(
+        checkpoints.save_weights(
             {
                 "model": self.model.state_dict(),
                 "best_weights": self.best_weights,
@@ -183,7 +213,6 @@ class _Run:
         )
 
     def restore(self, state):
-        global restored_seconds
         self.model.load_state_dict(state["model"])
         self.best_weights = state["best_weights"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -194,27 +223,5 @@ class _Run:
         if state["rng_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)
         self.history = History(**state["history"])
-        restored_seconds += self.history.seconds
+        checkpoints.restored_seconds += self.history.seconds
 
-
-def save_weights(state, path):
-    """Write with torch.save, so that `path` only ever holds a whole file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(state, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def load_weights(path, device="cpu"):
-    """Read what `save_weights` wrote; a broken file is a clear ValueError."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}): "
-            "delete it, and the training starts anew"
-        ) from error

