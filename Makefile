@@ -3,7 +3,9 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 CHAPTER ?=
+RUN ?=
 PROFILE ?=
+REPLACE ?=
 URL ?=
 OFFLINE ?=
 ARGS ?=
@@ -15,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 PAGE := _build/html/index.html
 
-.PHONY: book test run sync cards repo clean
+.PHONY: book test run record reproduce restamp sync cards repo clean
 
 # OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
 book: $(VENV)/reader
@@ -28,10 +30,19 @@ test: $(VENV)/developer
 	@sh tools/browser.sh
 	$(BIN)/python -m pytest $(ARGS)
 
-# Runs one chapter from top to bottom and writes its outputs and its stamp.
+# Runs one chapter from top to bottom and writes its outputs and its stamp. REPLACE=1:
+# even if the page that stands was made from real data, and this one would not be.
 run: $(VENV)/reader
 	@test -n "$(CHAPTER)" || { echo "Say which: make run CHAPTER=unet"; exit 2; }
-	$(BIN)/python -m utils.execute $(CHAPTER) $(if $(PROFILE),--profile $(PROFILE))
+	$(BIN)/python -m utils.execute $(CHAPTER) $(if $(PROFILE),--profile $(PROFILE)) \
+	  $(if $(REPLACE),--replace)
+
+# The recorded runs in results/: train one and write it; train it anew and print both
+# scores; or, after a change of code that should change no number, renew its record.
+record reproduce restamp: $(VENV)/reader
+	@test -n "$(CHAPTER)" -a -n "$(RUN)" || \
+	  { echo "Say which: make $@ CHAPTER=unet RUN=main"; exit 2; }
+	$(BIN)/python -m utils.record $@ $(CHAPTER) $(RUN)
 
 # Carries the newer of each pair (.py, .ipynb) over to the other.
 sync: $(VENV)/reader

@@ -181,7 +181,9 @@ def test_nothing_of_one_machine_in_the_project():
 
 def test_no_file_is_large():
     for path in project_files():
-        limit = 4e6 if path.suffix == ".ipynb" else 5e5
+        limit = {".ipynb": 4e6, ".safetensors": 8e6}.get(path.suffix, 5e5)
+        if path.is_relative_to(ROOT / "results"):  # all of it: test_runs.py
+            limit = max(limit, 2e6)
         assert path.stat().st_size < limit, path.relative_to(ROOT)
 
 

@@ -29,7 +29,9 @@ import torch
 # they define counts by name.
 NEUTRAL = {
     f"utils.{name}"
-    for name in ("checkpoints", "data.download", "glue", "plotting", "runs", "runtime")
+    for name in (
+        "checkpoints", "data.download", "glue", "plotting", "record", "runs", "runtime",
+    )
 }
 LIBRARIES = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)

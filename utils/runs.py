@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Run:
     """A training that the book keeps. A chapter defines it in a cell tagged `model`.
 
     stages      recipes; each goes on from the weights of the one before
-    short       the same for the embedded stand-in, where no record is of use
+    short       the same for the embedded stand-in and for the profile smoke
     data        by role, as "train" or "test": the arguments of `utils.data.load`
     build       recipe -> network
     train       (network, recipe, sets by role, checkpoint) -> `History`
@@ -62,7 +62,8 @@ class Run:
         Neither needs the data: a data set counts by its published files.
         """
         known = {role: data.identity(**how) for role, how in self.data.items()}
-        reading = [data.stack, *(data.reader(how["name"]) for how in self.data.values())]
+        readers = [data.reader(how["name"]) for how in self.data.values()]
+        reading = data.stack, readers
         made = self.stages, self.build, self.train, known, reading
         return {
             "training": fingerprint(*made),
@@ -163,6 +164,8 @@ def obtain(run, anew="", sets=None):
 
 def obstacle(run, sets):
     """Why the record of a run is of no use here; None if it is."""
+    if runtime.profile() == "smoke":
+        return "since smoke only checks that everything runs"
     if is_drawn(sets):
         return "since the data are the embedded stand-in"
     try:
@@ -185,8 +188,8 @@ def check(run):
     changed = [part for part, mark in now.items() if recorded.get(part) != mark]
     if changed:
         raise Stale(
-            f"the record in results/{run.chapter}/{run.name}.json is of another recipe, "
-            f"other data or other code ({' and '.join(changed)} changed)"
+            f"the record in results/{run.chapter}/{run.name}.json is of another "
+            f"recipe, other data or other code ({' and '.join(changed)} changed)"
         )
 
 
@@ -227,18 +230,21 @@ def sha256(file):
 
 def recipes(run, sets):
     """The stages that these data are worth."""
-    return run.short if is_drawn(sets) else run.stages
+    brief = runtime.profile() == "smoke" or is_drawn(sets)
+    return run.short if brief else run.stages
 
 
 def trained(run, sets):
     """Trains the stages one after the other; the network and its whole `History`."""
     whole, stages = training.History(), recipes(run, sets)
-    marks = run.fingerprints()["training"], [one.source for one in sets.values()]
+    sources = [one.source for one in sets.values()]
     for number, recipe in enumerate(stages, start=1):
         runtime.seed(getattr(recipe, "seed", 0))
         if number == 1:
             model = run.build(recipe)
-        done = path(run.chapter, f"{run.name}-{number}", *marks, stages[:number])
+        # Of the stages so far only: one more leaves those that are finished.
+        so_far = replace(run, stages=stages[:number]).fingerprints()["training"]
+        done = path(run.chapter, f"{run.name}-{number}", so_far, sources)
         history = run.train(model, recipe, sets, done)
         whole.scores += [(whole.steps + step, score) for step, score in history.scores]
         whole.losses += history.losses
@@ -281,9 +287,7 @@ def thinned(losses, points=CURVE):
 def rounded(state):
     """Weights as they are kept: float16, but what has one dimension or none, as biases
     and batch normalisation, float32; counters stay whole numbers."""
-    return {
-        name: value.cpu().contiguous().to(kept_as(value)) for name, value in state.items()
-    }
+    return {k: v.cpu().contiguous().to(kept_as(v)) for k, v in state.items()}
 
 
 def kept_as(value):

@@ -186,12 +186,11 @@ def predict(model, images, scales=(1.0,), flip=False, batch=8):
 def predict_labels(model, images, size=None, scales=(1.0,), flip=False, batch=8):
     """Most probable class (N, H, W) uint8 of images (N, 3, h, w) uint8, on the CPU.
 
-    size: H and W, by default the images'; the logits are resized to it. scales, flip: as
-    in `predict`. Of the probabilities only a batch is held at a time.
+    size: H and W, by default the images'; the logits are resized to it. scales, flip:
+    as in `predict`. Of the probabilities only a batch is held at a time.
     """
-    parts = probabilities(
-        model, images, size or images.shape[-2:], scales, flip, batch
-    )
+    size = size or images.shape[-2:]
+    parts = probabilities(model, images, size, scales, flip, batch)
     return torch.cat([part.argmax(1).to(torch.uint8) for part in parts])
 
 

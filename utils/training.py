@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 
 from utils import checkpoints
 
+after_step = []  # functions (step, loss), called after each step; one may raise to stop
+
 
 @dataclass
 class History:
@@ -83,6 +85,8 @@ def fit(
                     value = loss(model(images), *targets)
                 run.update(value, clip)
                 bar.update()
+                for call in after_step:
+                    call(run.step, value.item())
             score = None
             if evaluate is not None:
                 score = run.evaluate(evaluate)

@@ -1,0 +1,357 @@
+"""Runs and their records: what a page gets, and when a record no longer holds."""
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from torch import nn
+
+from utils import data, record, runs, runtime, training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    steps: int = 30
+    rate: float = 0.05
+    seed: int = 0
+
+
+def build(recipe):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
+
+
+def learn(model, recipe, sets, checkpoint):
+    images = sets["train"].images.float() / 255
+
+    def sample(generator):
+        i = torch.randint(len(images), (2,), generator=generator)
+        return images[i], sets["train"].labels[i].long()
+
+    optimizer = torch.optim.SGD(model.parameters(), recipe.rate)
+    return training.fit(
+        model, sample, F.cross_entropy, optimizer, recipe.steps, seed=recipe.seed,
+        checkpoint=checkpoint, progress=False,
+    )  # fmt: skip
+
+
+def score(model, sets):
+    with torch.no_grad():
+        found = model(sets["test"].images.float() / 255).argmax(1)
+    right = (found == sets["test"].labels).float().mean().item()
+    return runs.Scores({"test, share right": right}, {"pixels": found.numel()})
+
+
+def score_by_another_way(model, sets):
+    return score(model, sets)
+
+
+def score_otherwise(model, sets):
+    return runs.Scores({"test, share right": 0.25}, {})
+
+
+def learn_by_another_way(model, recipe, sets, checkpoint):
+    return learn(model, recipe, sets, checkpoint)
+
+
+SETS = {
+    part: dict(name="membranes", split=part, size=24) for part in ("train", "test")
+}
+RUN = runs.Run(
+    "unet", "tiny", (Recipe(),), (Recipe(steps=3),), SETS, build, learn, score
+)
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """An empty results/ and runs/, the CPU, and small "real" data."""
+    monkeypatch.setenv("SEGBOOK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("SEGBOOK_PROFILE", "cpu")
+    monkeypatch.delenv("SEGBOOK_TRAIN", raising=False)
+    monkeypatch.setattr(runs, "results", lambda: tmp_path / "results")
+    monkeypatch.setattr(runtime, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(data, "load", load)
+
+
+def load(name, split, size, source="local"):
+    images = torch.rand(6, 1, size, size, generator=torch.Generator().manual_seed(5))
+    images = (255 * images).to(torch.uint8)
+    labels = (images[:, 0] > 128).to(torch.uint8)
+    return data.Dataset(
+        name, split, images, labels, ("a", "b"), ((0, 0, 0),) * 2, None, "terms",
+        "Somebody, a paper", source,
+    )  # fmt: skip
+
+
+def never(*_):
+    raise AssertionError("a recorded run was trained again")
+
+
+@pytest.fixture
+def kept():
+    return record.record(RUN)
+
+
+# What a page gets
+
+
+def test_a_page_reads_the_record_and_trains_nothing(kept, capsys):
+    model, found = runs.obtain(RUN, sets=RUN.load())
+    assert found == kept and not model.training
+    assert kept.provenance() in capsys.readouterr().out
+    files = {path.name for path in runs.results().glob("unet/*")}
+    assert files == {"tiny.json", "tiny.safetensors", "tiny.md"}
+
+
+def test_recorded_scores_are_those_of_the_recorded_weights(kept):
+    model, found = runs.obtain(RUN)
+    assert score(model, RUN.load()).numbers == found.numbers
+    state = model.state_dict()
+    assert torch.equal(state["0.weight"].half().float(), state["0.weight"])
+
+
+def test_what_is_rounded_and_what_is_not():
+    model = build(Recipe())
+    kinds = {k: v.dtype for k, v in runs.rounded(model.state_dict()).items()}
+    assert {kinds["0.weight"], kinds["3.weight"]} == {torch.float16}
+    one_dimension = "1.weight", "1.running_var", "0.bias"
+    assert {kinds[name] for name in one_dimension} == {torch.float32}
+    assert kinds["1.num_batches_tracked"] == torch.int64
+
+
+def test_without_a_record_it_trains_and_the_second_time_reads_back(capsys, monkeypatch):
+    first, found = runs.obtain(RUN)
+    assert "no record" in capsys.readouterr().out
+    assert found.steps == 30 and len(found.first_losses) == runs.FIRST
+
+    monkeypatch.setattr(torch.optim.SGD, "step", never)
+    again, _ = runs.obtain(RUN)
+    for one, other in zip(first.state_dict().values(), again.state_dict().values()):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("switch", ["tiny", "all"])
+def test_switch_and_variable_train_anew(kept, switch, monkeypatch, capsys):
+    runs.obtain(RUN, anew=switch)
+    assert "asked for" in capsys.readouterr().out
+    monkeypatch.setenv("SEGBOOK_TRAIN", switch)
+    runs.obtain(RUN)
+    assert "asked for" in capsys.readouterr().out
+    monkeypatch.setenv("SEGBOOK_TRAIN", "another")
+    runs.obtain(RUN)
+    assert "read from results/" in capsys.readouterr().out
+
+
+def test_the_stand_in_and_smoke_never_use_a_record(kept, monkeypatch, capsys):
+    drawn = {role: load(**how, source="sample") for role, how in SETS.items()}
+    _, found = runs.obtain(RUN, sets=drawn)
+    assert found.steps == 3 and "stand-in" in capsys.readouterr().out
+    monkeypatch.setenv("SEGBOOK_PROFILE", "smoke")
+    _, found = runs.obtain(RUN)
+    assert found.steps == 3 and "smoke" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(stages=(Recipe(rate=0.06),)),
+        dict(stages=(Recipe(), Recipe(seed=1))),
+        dict(build=lambda recipe: build(recipe)),
+        dict(train=learn_by_another_way),
+        dict(data={part: how | {"size": 25} for part, how in SETS.items()}),
+        dict(data={**SETS, "test": dict(name="membranes", split="val", size=24)}),
+        dict(score=score_by_another_way),
+    ],
+)
+def test_anything_that_decides_makes_a_record_stale(kept, change):
+    changed = replace(RUN, **change)
+    with pytest.raises(runs.Stale, match="changed"):
+        runs.check(changed)
+    only_scores = set(change) == {"score"}
+    same = changed.fingerprints()["training"] == kept.fingerprints["training"]
+    assert same == only_scores
+    runs.check(RUN)
+
+
+def test_fingerprints_need_no_data(monkeypatch):
+    before = RUN.fingerprints()
+    monkeypatch.setattr(data, "load", never)
+    monkeypatch.setattr(data, "data_root", never)
+    assert RUN.fingerprints() == before
+
+
+def test_another_archive_is_other_data(monkeypatch):
+    from utils.data import membranes
+
+    before = RUN.fingerprints()
+    other = replace(membranes.archive, sha256="0" * 64)
+    monkeypatch.setattr(membranes, "archive", other)
+    after = RUN.fingerprints()
+    assert all(before[part] != after[part] for part in before)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(kept):
+    _, file = runs.files(RUN)
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match="git checkout"):
+        runs.obtain(RUN)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"chapter": "unet"}'])
+def test_a_broken_record_says_what_to_do(kept, text):
+    file, _ = runs.files(RUN)
+    file.write_text(text)
+    with pytest.raises(ValueError, match="git checkout"):
+        runs.obtain(RUN)
+
+
+# Stages
+
+
+def test_a_stage_goes_on_from_the_one_before(monkeypatch):
+    two = replace(RUN, stages=(Recipe(), Recipe(seed=1)))
+    model, whole = runs.trained(two, two.load())
+    assert whole.steps == 60
+
+    by_hand = build(None)
+    runtime.seed(0)
+    by_hand = build(None)
+    learn(by_hand, Recipe(), two.load(), None)
+    runtime.seed(1)
+    last = learn(by_hand, Recipe(seed=1), two.load(), None)
+    assert whole.losses[30:] == last.losses
+
+    # One more stage leaves the finished ones as they are.
+    trained = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda *a, **k: (trained.append(1), step(*a, **k))[1]
+    )
+    three = replace(two, stages=(*two.stages, Recipe(seed=2, steps=7)))
+    _, whole = runs.trained(three, three.load())
+    assert whole.steps == 67 and len(trained) == 7
+
+
+def test_a_thinned_curve_keeps_ends_and_means():
+    losses = [float(k) for k in range(1000)]
+    points = runs.thinned(losses)
+    assert len(points) <= runs.CURVE and points[-1][0] == 1000
+    assert points[0] == [3, 1.0]
+    assert runs.thinned([2.0]) == [[1, 2.0]]
+    history = replace(record.record(RUN), losses=points).history()
+    assert history.steps == 1000 and history.losses[:3] == [1.0] * 3
+
+
+# Restamps
+
+
+def test_a_restamp_takes_the_same_numbers_from_other_code(kept):
+    changed = replace(RUN, train=learn_by_another_way)
+    assert "training changed" in record.restamp(changed)
+    runs.check(changed)
+    assert runs.read(changed).numbers == kept.numbers
+    assert "nothing to do" in record.restamp(changed)
+
+
+def test_a_restamp_refuses_other_losses(kept):
+    file, _ = runs.files(RUN)
+    before = file.read_bytes()
+    for change in (dict(rate=0.06), dict(seed=3), dict(steps=12)):
+        with pytest.raises(record.Refused, match="not restamped"):
+            record.restamp(replace(RUN, stages=(Recipe(**change),)))
+    assert file.read_bytes() == before
+
+
+def test_a_restamp_refuses_other_scores_of_the_same_code(kept):
+    file, _ = runs.files(RUN)
+    values = json.loads(file.read_text())
+    values["numbers"]["test, share right"] -= 0.01
+    file.write_text(json.dumps(values))
+    with pytest.raises(record.Refused, match="scores of the weights differ"):
+        record.restamp(replace(RUN, train=learn_by_another_way))
+
+
+def test_after_a_change_of_the_scores_the_weights_are_scored_again(kept, monkeypatch):
+    changed = replace(RUN, score=score_otherwise)
+    monkeypatch.setattr(torch.optim.SGD, "step", never)
+    assert "scores changed" in record.restamp(changed)
+    found = runs.read(changed)
+    assert found.numbers == {"test, share right": 0.25}
+    assert found.weights == kept.weights
+    card = runs.files(RUN)[0].with_suffix(".md").read_text()
+    assert "0.250" in card and "Somebody, a paper" in card and "terms" in card
+
+
+def test_a_run_is_reproduced_from_nothing(kept, capsys):
+    assert record.reproduce(RUN) == 0
+    assert "recorded" in capsys.readouterr().out
+
+
+def test_records_are_made_from_real_data_only(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda **how: load(**how, source="sample"))
+    with pytest.raises(record.Refused, match="SEGBOOK_DATA"):
+        record.record(RUN)
+    assert not runs.results().exists()
+
+
+def test_the_command_names_what_there_is(capsys):
+    assert record.main(["record", "unet", "nothing"]) == 1
+    assert "main" in capsys.readouterr().out
+    assert record.main(["record", "nowhere", "main"]) == 1
+    assert "no chapter" in capsys.readouterr().out
+
+
+# The records of the book
+
+
+def committed():
+    return sorted(
+        (path.parent.name, path.stem) for path in (ROOT / "results").glob("*/*.json")
+    )
+
+
+@pytest.fixture
+def the_book(monkeypatch):
+    monkeypatch.setattr(runs, "results", lambda: ROOT / "results")
+
+
+@pytest.mark.parametrize("chapter, name", committed())
+def test_a_record_of_the_book_belongs_to_the_code(chapter, name, the_book):
+    assert record.state(chapter, name) == "fresh", (
+        f"run: make restamp CHAPTER={chapter} RUN={name}"
+    )
+
+
+@pytest.mark.parametrize("chapter, name", committed())
+def test_a_record_of_the_book_is_whole(chapter, name, the_book):
+    run = record.find(chapter, name)
+    found = runs.read(run)
+    assert (found.chapter, found.run) == (chapter, name)
+    assert found.profile != "smoke" and "sample" not in found.data.values()
+    assert len(found.first_losses) == runs.FIRST and found.steps == found.losses[-1][0]
+    runs.weights_into(run, found)
+    card = runs.files(run)[0].with_suffix(".md").read_text(encoding="utf-8")
+    assert found.weights["sha256"] in card
+    for label, value in found.numbers.items():
+        assert f"| {label} | {value:.3f} |" in card
+
+
+def test_every_record_of_the_book_is_used():
+    pending = (ROOT / "results/pending.txt").read_text(encoding="utf-8").split("\n")
+    pending = {tuple(line.split()) for line in pending if line and line[0] != "#"}
+    for chapter, name in committed():
+        if (chapter, name) not in pending:
+            text = (ROOT / f"chapters/{chapter}.py").read_text(encoding="utf-8")
+            assert "runs.obtain(" in text and f'name="{name}"' in text, (chapter, name)
+    assert pending <= set(committed()), "pending.txt names what is not there"
+
+
+def test_results_stay_small():
+    sizes = [p.stat().st_size for p in (ROOT / "results").rglob("*") if p.is_file()]
+    assert sum(sizes) < 40e6
