@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import chapters, encoders, runtime, scenes
+from utils import chapters, encoders, metrics, runtime, scenes
 from utils.data import Dataset
 
 VOID = 3
@@ -91,6 +91,14 @@ def test_class_weights_by_hand():
     labels = torch.tensor([[[0, 0, 0, VOID], [1, VOID, VOID, VOID]]], dtype=torch.uint8)
     expected = [1 / math.log(1.1 + f) for f in (0.75, 0.25, 0)]
     assert scenes.class_weights(labels, 3, VOID).tolist() == pytest.approx(expected)
+
+
+def test_less_softening_tells_rare_classes_further_apart():
+    labels = torch.tensor([[0] * 199 + [1]], dtype=torch.uint8)
+    ours = scenes.class_weights(labels, 2, VOID)
+    enet = scenes.class_weights(labels, 2, VOID, softening=1.02)
+    assert enet[1] / enet[0] > 3 * ours[1] / ours[0]
+    assert enet[1].item() == pytest.approx(1 / math.log(1.02 + 0.005))
 
 
 def test_the_loss_is_a_weighted_mean_over_the_counted_pixels():
@@ -272,6 +280,55 @@ def test_predictions_do_not_depend_on_the_batches():
     model.shapes.clear()
     assert torch.equal(scenes.predict(model, images, batch=2), expected)
     assert [shape[0] for shape in model.shapes] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("ways", [{}, dict(scales=(0.75, 1.0, 1.5), flip=True)])
+def test_labels_are_the_most_probable_classes(ways):
+    images, model = street(frames=5).images, Fake(split)
+    expected = scenes.predict(model, images, **ways).argmax(1)
+    found = scenes.predict_labels(model, images, batch=2, **ways)
+    assert found.dtype == torch.uint8 and torch.equal(found.long(), expected)
+
+
+def test_logits_are_resized_to_the_labels_before_the_choice():
+    images = street().images
+    found = scenes.predict_labels(Fake(split), images, size=(60, 80))
+    assert found.shape == (4, 60, 80)
+    logits = scenes.resize(split(images), (60, 80))
+    assert torch.equal(found.long(), logits.argmax(1))
+
+
+def test_scores_are_taken_at_the_size_of_the_labels():
+    """As with frames of 353 x 481 and labels of 360 x 480."""
+    dataset = street(void=False)
+    labels = dataset.labels.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    large = replace(dataset, labels=labels)
+    found = scenes.score(Fake(perfect), large)
+    up = scenes.resize(perfect(2 * (dataset.images / 255) - 1), labels.shape[-2:])
+    assert found == metrics.mean_iou(scenes.confusion(up.argmax(1), large))
+    assert 0.5 < found < 1
+
+
+def test_what_a_recorded_run_keeps():
+    test = replace(street(), names=("A_1.png", "A_2.png", "B_1.png", "B_2.png"))
+    sets = {"train": test, "val": street(void=False), "test": test}
+    spoilt = test.images.clone()
+    spoilt[2:] = 255 - spoilt[2:]  # the second drive is seen wrongly
+    sets["test"] = replace(test, images=spoilt)
+    found = scenes.scores_of(Fake(perfect), sets)
+    numbers = found.numbers
+    assert numbers["val, one pass"] == numbers["test, one pass, A"] == 1
+    assert numbers["test, one pass, B"] < 0.5
+    tables = torch.tensor(found.details["tables"]["one pass"])
+    assert tables.shape == (4, 3, 3)
+    assert numbers["test, one pass"] == metrics.mean_iou(tables.sum(0))
+    assert metrics.mean_iou(tables[:2].sum(0)) == 1
+    assert tables.sum((1, 2)).tolist() == (test.labels != VOID).sum((1, 2)).tolist()
+    assert found.details["frames"] == list(test.names)
+    assert set(numbers) == {
+        "val, one pass", "test, one pass", "test, scales and mirror images",
+        "test, one pass, A", "test, one pass, B",
+    }  # fmt: skip
 
 
 # Scores

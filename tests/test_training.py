@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import runs
+from utils import runs, training
 from utils.checkpoints import load_weights, save_weights
 from utils.data.augment import Augment
 from utils.training import fit, poly
@@ -152,6 +152,122 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
             checkpoint=checkpoint,
         )
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("first", [float("nan"), float("-inf")])
+def test_a_score_that_is_no_number_is_never_the_best(first):
+    scores = iter([first, 0.5, 0.9, 0.7])
+    history = train(network(), evaluate=lambda model: next(scores))
+    assert history.best == (30, 0.9)
+
+    nothing = train(network(), evaluate=lambda model: float("nan"))
+    assert nothing.best is None  # and the last weights stay
+
+
+def test_exploded_weights_are_not_saved_and_the_file_is_named(tmp_path):
+    """The loss is still finite when the last step of a round breaks the weights."""
+    checkpoint, steps = tmp_path / "run.pt", 0
+
+    def explode(logits, labels):
+        nonlocal steps
+        steps += 1
+        value = F.cross_entropy(logits, labels)
+        return value * torch.tensor(1e38 if steps == 20 else 1.0, requires_grad=True)
+
+    model = network()
+    with pytest.raises(FloatingPointError, match="delete .*run.pt"):
+        fit(
+            model, sample, explode, torch.optim.SGD(model.parameters(), lr=1e6), 40,
+            every=10, warmup=25, checkpoint=checkpoint, progress=False,
+        )  # fmt: skip
+    assert steps == 20
+    kept = load_weights(checkpoint)
+    assert len(kept["history"]["losses"]) == 10
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_a_step_that_the_scaler_leaves_out_does_not_count_for_the_schedule():
+    """As with float16 on a GPU: an overflow in the third step."""
+
+    class Scaler:
+        size, steps = 4.0, 0
+
+        def scale(self, value):
+            return value
+
+        def step(self, optimizer):
+            self.steps += 1
+            if self.steps != 3:
+                optimizer.step()
+
+        def update(self):
+            self.size /= 2 if self.steps == 3 else 1
+
+        def get_scale(self):
+            return self.size
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    run = training._Run(model, optimizer, poly(10), 0, None)
+    run.scaler, rates = Scaler(), []
+    for _ in range(5):
+        run.update(F.cross_entropy(*map(torch.as_tensor, logits_of(model))), None)
+        rates.append(optimizer.param_groups[0]["lr"])
+    expected = [(1 - k / 10) ** 0.9 for k in (1, 2, 2, 3, 4)]
+    assert rates == pytest.approx(expected)
+
+
+def logits_of(model):
+    images, labels = sample(torch.Generator().manual_seed(0))
+    return model(images), labels
+
+
+def test_emulated_bfloat16_is_not_taken(monkeypatch):
+    """A T4 has it by emulation only: float16 and a scaler are faster there."""
+    asked = {}
+
+    def supported(including_emulation=True):
+        asked["emulation"] = including_emulation
+        return including_emulation
+
+    class OnGPU:
+        type = "cuda"
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda enabled: enabled)
+    model = network()
+    parameter = next(model.parameters())
+    monkeypatch.setattr(
+        model, "parameters", lambda: iter([type("P", (), {"device": OnGPU})()])
+    )
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    run = training._Run(model, optimizer, poly(10), 0, None)
+    assert asked == {"emulation": False}
+    assert run.dtype is torch.float16 and run.scaler is True
+
+
+@pytest.mark.parametrize("wrong", [dict(steps=0), dict(warmup=-1), dict(every=-2)])
+def test_impossible_numbers_of_steps_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least one step"):
+        train(network(), **wrong)
+
+
+def test_what_follows_each_step_may_stop_it():
+    seen = []
+
+    def stop(step, loss):
+        seen.append((step, loss))
+        if step == 5:
+            raise Interrupted
+
+    training.after_step.append(stop)
+    try:
+        with pytest.raises(Interrupted):
+            train(network())
+    finally:
+        training.after_step.remove(stop)
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5]
+    assert [loss for _, loss in seen] == train(network()).losses[:5]
 
 
 def test_a_broken_checkpoint_says_what_to_do(tmp_path):
