@@ -1,5 +1,6 @@
 """Running a chapter: outputs, stamp, what a failure leaves behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -47,6 +48,20 @@ for step in tqdm(range(3), desc="gone", leave=False):
 frames = [np.full((4, 4), value, np.uint8) for value in (0, 255)]
 plotting.explorer(frames, ["0.1", "0.9"], "threshold", "grey squares")
 """
+
+# Takes a data set as a reader does who has no copy of it and no network.
+OFFLINE = """# %%
+from utils import data
+
+
+def fetch(*_):
+    raise data.Unavailable("no network")
+
+
+data.fetch = fetch
+data.load("camvid", "val").source
+"""
+REAL = {"camvid": "local", "instrument_parts": "sample"}
 
 
 @pytest.fixture
@@ -124,6 +139,207 @@ def test_seconds_include_trainings_that_were_read_back(write):
 def test_an_unknown_chapter_is_named(capsys):
     assert execute.main(["nothing"]) == 1
     assert "unet" in capsys.readouterr().out
+
+
+# --- real data and the embedded sample
+
+
+@pytest.fixture
+def page(write, monkeypatch):
+    """Writes the page "small" with a stamp of these data; runs have no settings."""
+    for name in ("PROFILE", "SOURCE", "RUNS", "DATA"):
+        monkeypatch.delenv(f"SEGBOOK_{name}", raising=False)
+
+    def page(used, profile="cpu", code=SMALL):
+        target = write(code)
+        notebook = execute.read("small")
+        notebook.metadata["segbook"] = {
+            "date": "2026-01-01",
+            "profile": profile,
+            "data": used,
+            "code_hash": execute.code_hash(notebook),
+        }
+        execute.write(notebook, target)
+        return target
+
+    return page
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A client that runs no kernel: kernel(data) is what the next run took."""
+    facts = {"device": "CPU", "profile": "cpu", "versions": {}, "restored": 0}
+    started = []
+
+    class Client:
+        closed = ()
+
+        def __init__(self, notebook):
+            pass
+
+        def setup_kernel(self, **settings):
+            started.append(settings["env"])
+            return contextlib.nullcontext()
+
+        def run_cells(self):
+            pass
+
+        def ask(self, code):
+            return facts
+
+    def kernel(used):
+        facts["data"] = used
+        return started
+
+    monkeypatch.setattr(execute, "Client", Client)
+    return kernel
+
+
+def stamped(target):
+    return execute.read_stamp(target)["data"]
+
+
+def test_a_run_without_network_keeps_a_real_page_and_its_own_work(
+    page, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SEGBOOK_DATA", str(tmp_path / "no data"))
+    target = page(REAL, code=OFFLINE)
+    before = target.read_bytes()
+    assert execute.main(["small"]) == 1
+    assert target.read_bytes() == before
+    place = target.parents[1] / "runs" / "small" / "stand-in.ipynb"
+    assert stamped(place) == {"camvid": "sample"}
+    assert "'sample'" in str(nbformat.read(place, 4).cells[0].outputs)
+    assert sorted(os.listdir(target.parent)) == ["small.ipynb", "small.py"]
+    shown = capsys.readouterr().out
+    assert "camvid: no network; trying the embedded sample\n" in shown
+    assert "data: camvid from the embedded sample\n" in shown
+    assert "made from real data and is kept" in shown and f"lies in {place}" in shown
+    assert "--output FILE" in shown and "--replace" in shown
+    assert "written" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, environment",
+    [
+        (["--profile", "smoke"], {}),
+        (["--source", "sample"], {}),
+        ([], {"SEGBOOK_PROFILE": "smoke"}),
+        ([], {"SEGBOOK_SOURCE": "sample"}),
+        (["--profile", "smoke", "--source", "local"], {}),
+    ],
+)
+def test_what_cannot_replace_a_real_page_does_not_run(
+    arguments, environment, page, kernel, capsys, monkeypatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    target, started = page(REAL), kernel({"camvid": "sample"})
+    before = target.read_bytes()
+    assert execute.main(["small", *arguments]) == 1
+    assert target.read_bytes() == before and not started
+    shown = capsys.readouterr().out
+    assert "made from real data and is kept" in shown and "Nothing ran" in shown
+    assert "--output FILE" in shown and "--replace" in shown
+    # An argument goes before the environment.
+    kernel(REAL)
+    assert execute.main(["small", "--profile", "cpu", "--source", "local"]) == 0
+    assert started
+
+
+def test_a_real_page_of_the_smoke_profile_takes_real_data_again(page, kernel):
+    target, started = page(REAL, "smoke"), kernel({"camvid": "archive"})
+    assert execute.main(["small", "--profile", "smoke"]) == 1
+    assert not started
+    assert execute.main(["small", "--profile", "smoke", "--source", "archive"]) == 0
+    assert stamped(target) == {"camvid": "archive"}
+
+
+def test_a_real_page_is_replaced_when_told(page, kernel):
+    for arguments in (["--profile", "smoke"], []):
+        target = page(REAL)
+        kernel({"camvid": "sample"})
+        assert execute.main(["small", "--replace", *arguments]) == 0
+        assert stamped(target) == {"camvid": "sample"}
+    assert not (target.parents[1] / "runs").exists()
+
+
+def test_another_file_takes_the_sample(page, kernel, tmp_path):
+    target, output = page(REAL), tmp_path / "other.ipynb"
+    kernel({"camvid": "sample"})
+    arguments = ["small", "--profile", "smoke", "--output", str(output)]
+    assert execute.main(arguments) == 0
+    assert stamped(output) == {"camvid": "sample"} and stamped(target) == REAL
+    kernel(REAL)
+    assert execute.main(arguments[:1] + arguments[3:]) == 0
+    assert stamped(output) == REAL
+    assert execute.main(arguments) == 1  # it is as real as a page now
+    assert stamped(output) == REAL
+
+
+@pytest.mark.parametrize(
+    "used, profile",
+    [
+        ({}, "cpu"),
+        ({"instrument_parts": "sample"}, "cpu"),
+        ({"camvid": "sample"}, "smoke"),
+        ({"camvid": "archive + sample"}, "cpu"),
+        ({"camvid": "local", "membranes": "sample"}, "cpu"),
+    ],
+)
+def test_a_page_of_no_real_data_is_replaced(used, profile, page, kernel):
+    target = page(used, profile)
+    kernel({"camvid": "sample", "buildings": "sample"})
+    assert execute.main(["small", "--profile", "smoke"]) == 0
+    assert set(stamped(target)) == {"camvid", "buildings"}
+
+
+@pytest.mark.parametrize("took", ["sample", "archive + sample"])
+def test_some_of_the_sample_keeps_a_real_page_too(took, page, kernel):
+    target = page({"camvid": "archive"})
+    kernel({"camvid": "archive", "buildings": took})
+    with pytest.raises(execute.PageKept, match="of buildings. Its notebook"):
+        execute.run("small")
+    assert stamped(target) == {"camvid": "archive"}
+    kernel({"camvid": "kaggle", "instrument_parts": "sample"})
+    assert execute.run("small") == target
+    assert stamped(target) == {"camvid": "kaggle", "instrument_parts": "sample"}
+
+
+def test_the_terminal_names_the_data(page, kernel, capsys):
+    page({})
+    for used, told in {
+        (): "none",
+        (("camvid", "local"), ("instrument_parts", "sample")): (
+            "camvid from the local folder, instrument_parts drawn"
+        ),
+        (("membranes", "archive + sample"),): (
+            "membranes from the public archive and the embedded sample"
+        ),
+    }.items():
+        kernel(dict(used))
+        assert execute.main(["small", "--replace"]) == 0
+        assert f"data: {told}\n" in capsys.readouterr().out
+
+
+def test_a_page_of_the_sample_is_not_fresh(page, capsys):
+    page(REAL)
+    assert execute.main(["--check"]) == 0
+    page({"camvid": "archive + sample"})
+    assert execute.state("small") == "fresh, but made from the embedded stand-in"
+    assert execute.main(["--check"]) == 1
+    assert "make run CHAPTER=small" in capsys.readouterr().out
+
+
+def test_a_missing_folder_is_told_before_the_run(page, kernel, tmp_path, capsys):
+    page({})
+    started = kernel({})
+    output = tmp_path / "missing" / "small.ipynb"
+    assert execute.main(["small", "--output", str(output)]) == 1
+    assert "there is no folder" in capsys.readouterr().out and not started
+
+
+# --- what a page keeps of its outputs
 
 
 def test_only_widgets_that_are_shown_are_saved(write):

@@ -206,13 +206,20 @@ del _pretend
 """
 
 
-def run_as_in_colab(name, folder, repository, environment):
-    """The executed notebook, which had nothing beside it."""
+def run_as_in_colab(name, folder, repository, environment, leave_out=None):
+    """The executed notebook, which had nothing beside it; without the cells that carry
+    the tag `leave_out`."""
     folder.mkdir()
+    path = folder / f"{name}.ipynb"
+    notebook = nbformat.read(ROOT / "chapters" / path.name, 4)
+    notebook.cells = [
+        c for c in notebook.cells if leave_out not in c.metadata.get("tags", ())
+    ]
+    nbformat.write(notebook, path)
     start = folder.parent / "ipython" / "profile_default" / "startup"
     start.mkdir(parents=True, exist_ok=True)
     (start / "pretend.py").write_text(PRETEND)
-    environment = environment | {
+    environment = {
         "IPYTHONDIR": str(folder.parent / "ipython"),
         "INSTALLED": str(folder / "installed.txt"),
         "SEGBOOK_PROFILE": "smoke",
@@ -220,12 +227,11 @@ def run_as_in_colab(name, folder, repository, environment):
         "SEGBOOK_DATA": str(folder / "no data"),
         "SEGBOOK_RUNS": str(folder.parent / "runs"),
         "KAGGLE_CONFIG_DIR": str(folder / "no credentials"),
-    }
+    } | environment
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import colab; "
         "colab.run(*sys.argv[2:])"
     )
-    path = ROOT / "chapters" / f"{name}.ipynb"
     done = subprocess.run(
         [sys.executable, "-c", code, str(ROOT / "tools"), path, folder, repository],
         cwd=folder,
@@ -276,6 +282,29 @@ def test_runs_as_in_colab(name, colab):
     # Finished trainings are read back: every file of a run stays as it was.
     assert before and before == after
     assert untimed(glued(notebook)) == untimed(glued(again))
+
+
+REAL = os.environ.get("SEGBOOK_DATA")
+RECORDED = ("unet", "deeplab")
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_page_trains_nothing_in_colab(name, repository, tmp_path):
+    """Everything but the cells tagged `experiment`, on the real data, from an empty
+    runs/: the network and its scores come with the book."""
+    if not REAL:
+        pytest.skip("SEGBOOK_DATA names no folder with the real data")
+    environment = {
+        "SEGBOOK_PROFILE": "cpu",
+        "SEGBOOK_DATA": REAL,
+        "SEGBOOK_RUNS": str(tmp_path / "runs"),
+    }
+    notebook = run_as_in_colab(
+        name, tmp_path / "here", repository, environment, "experiment"
+    )
+    said = "".join(output.get("text", "") for output in outputs(notebook))
+    assert "read from results/" in said and "trained here" not in said
+    assert not (tmp_path / "runs").exists()
 
 
 def untimed(values):

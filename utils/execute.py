@@ -2,12 +2,14 @@
 
 The code is that of chapters/<name>.py; chapters/<name>.ipynb is replaced at once, at
 the end, and only if every cell ran. It gets a stamp that says where its outputs come
-from. The kernel is the Python that runs this module.
+from. A page made from real data stays, unless told, if the run took the embedded
+sample. The kernel is the Python that runs this module.
 """
 
 import argparse
 import hashlib
 import html
+import importlib
 import json
 import os
 import re
@@ -24,7 +26,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from utils import chapters, runtime
+from utils import chapters, data, runtime
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -47,21 +49,32 @@ print(json.dumps({{
 """
 
 
-def run(name, *, profile=None, source=None, output=None):
+class PageKept(Exception):
+    """A run that must not replace a page; the message says why and what to do."""
+
+
+def run(name, *, profile=None, source=None, output=None, replace=False):
     """Execute a chapter and write the notebook with its outputs and its stamp.
 
     profile and source: SEGBOOK_PROFILE and SEGBOOK_SOURCE for the kernel. output:
-    another file than chapters/<name>.ipynb. A cell that fails: CellExecutionError, and
-    nothing is written.
+    another file than chapters/<name>.ipynb. replace: even a page made from real data
+    by a run on the embedded sample. A cell that fails: CellExecutionError, and nothing
+    is written. A folder that is missing: ValueError, before the run.
+
+    PageKept: the page stays. If only the run could tell, its notebook lies in runs/.
     """
     notebook = read(name)
     target = Path(output or chapters.path(name).with_suffix(".ipynb"))
-    client = Client(notebook)
+    if not target.parent.is_dir():
+        raise ValueError(f"there is no folder {target.parent}; make it first")
     environment = dict(os.environ)
     if profile:
         environment["SEGBOOK_PROFILE"] = profile
     if source:
         environment["SEGBOOK_SOURCE"] = source
+    if not replace:
+        refuse_ahead(target, environment)
+    client = Client(notebook)
     start = time.monotonic()
     with client.setup_kernel(cwd=str(chapters.path(name).parent), env=environment):
         client.run_cells()
@@ -78,6 +91,10 @@ def run(name, *, profile=None, source=None, output=None):
         "versions": facts["versions"],
         "code_hash": code_hash(notebook),
     }
+    for line in (*failed_sources(notebook), f"data: {in_words(facts['data'])}"):
+        print(line)
+    if not replace:
+        refuse_after(name, notebook, target)
     write(notebook, target)
     return target
 
@@ -123,12 +140,22 @@ def state(name):
     path = chapters.path(name).with_suffix(".ipynb")
     if not path.is_file():
         return "never run"
-    stamp = nbformat.read(path, 4).metadata.get("segbook")
+    stamp = read_stamp(path)
     if not stamp:
         return "without a stamp"
     if stamp["code_hash"] != code_hash(read(name)):
         return f"stale, the code changed since it ran on {stamp['date']}"
+    if drawn(stamp["data"]):
+        return "fresh, but made from the embedded stand-in"
     return "fresh"
+
+
+def read_stamp(path):
+    """The stamp of a notebook; {} without one, or without a notebook in the file."""
+    try:
+        return nbformat.read(path, 4).metadata.get("segbook", {})
+    except (OSError, ValueError):
+        return {}
 
 
 def write(notebook, target):
@@ -140,6 +167,85 @@ def write(notebook, target):
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+# --- real data and the embedded sample
+
+
+def refuse_ahead(target, environment):
+    """Raises PageKept if the settings alone tell that the page must stay."""
+    stamp = read_stamp(target)
+    smoke = environment.get("SEGBOOK_PROFILE") == "smoke"
+    source = environment.get("SEGBOOK_SOURCE") or ("sample" if smoke else None)
+    why = ""
+    if source == "sample":
+        why = "would take the embedded sample, drawings that stand in for the data"
+    elif smoke and stamp.get("profile") != "smoke":
+        why = "would only check, in the profile smoke, that all cells run"
+    if why and is_real(stamp):
+        raise PageKept(
+            f"{target} was made from real data and is kept: this run {why}. Nothing "
+            "ran. Choose neither the profile smoke nor the source sample; or add "
+            "--output FILE to look at the result elsewhere, or --replace (with make: "
+            "REPLACE=1) to replace the page all the same."
+        )
+
+
+def refuse_after(name, notebook, target):
+    """Raises PageKept if the run took the sample; its notebook goes to runs/."""
+    took = drawn(notebook.metadata["segbook"]["data"])
+    if took and is_real(read_stamp(target)):
+        place = runtime.runs() / name / "stand-in.ipynb"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write(notebook, place)
+        raise PageKept(
+            f"{target} was made from real data and is kept: this run took the embedded "
+            f"sample, drawings that stand in for the data, of {' and '.join(took)}. "
+            f"Its notebook lies in {place}. Get the data (the messages above say what "
+            "failed) and run again; or add --output FILE to write elsewhere, or "
+            "--replace (with make: REPLACE=1) to replace the page all the same."
+        )
+
+
+def is_real(stamp):
+    """Whether a page shows data from files, and none that stand in for them."""
+    used = stamp.get("data", {})
+    return any(map(has_files, used)) and not drawn(used)
+
+
+def drawn(used):
+    """The data sets, of a stamp's, that exist as files but came from the sample."""
+    return [name for name in used if "sample" in used[name] and has_files(name)]
+
+
+def has_files(name):
+    """Whether a data set exists as files; one that the book no longer has did."""
+    if name not in data.NAMES:
+        return True
+    return hasattr(importlib.import_module(f"{data.__name__}.{name}"), "read")
+
+
+def in_words(used):
+    """Data sets and sources for the terminal: "camvid from the local folder"."""
+    told = []
+    for name, sources in used.items():
+        places = [data.SOURCES.get(key, key) for key in sources.split(" + ")]
+        place = "from " + " and ".join(places) if has_files(name) else "drawn"
+        told.append(f"{name} {place}")
+    return ", ".join(told) or "none"
+
+
+def failed_sources(notebook):
+    """What utils.data printed about sources that did not have the data."""
+    following = tuple(f"; trying {place}" for place in data.SOURCES.values())
+    return [
+        line
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "stream"
+        for line in output.text.splitlines()
+        if line.endswith(following)
+    ]
 
 
 # --- the kernel and its progress on the terminal
@@ -362,6 +468,7 @@ def main(arguments=None):
                 profile=options.profile,
                 source=options.source,
                 output=options.output,
+                replace=options.replace,
             )
             print(f"\n{target}: written, {time.monotonic() - start:.0f} s")
     except CellExecutionError as error:
@@ -374,6 +481,9 @@ def main(arguments=None):
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted; nothing is written. Finished trainings are kept.")
+        return 1
+    except PageKept as error:
+        print(f"\n{error}")
         return 1
     except ValueError as error:
         print(error)
@@ -400,6 +510,11 @@ def parse(arguments):
         "--source", choices=("local", "archive", "kaggle", "sample"), help="of the data"
     )
     parser.add_argument("--output", help="another file for the notebook")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="let a run on the embedded sample replace a page made from real data",
+    )
     parser.add_argument(
         "--check", action="store_true", help="only say whether the stamps are fresh"
     )

@@ -89,7 +89,7 @@ class Record:
 
     chapter: str
     run: str
-    date: str
+    date: str  # YYYY-MM-DD
     device: str
     versions: dict
     profile: str
@@ -119,10 +119,11 @@ class Record:
         return training.History(losses, self.validation, self.seconds)
 
     def provenance(self):
-        """One line: when, on what, how long, how far."""
+        """One line: when, on what, how far, how long."""
+        day = date.fromisoformat(self.date)
         return (
-            f"trained on {self.date} on {self.device}, {self.steps:,} steps in "
-            f"{self.minutes:.0f} minutes"
+            f"trained on {day.day} {day:%B %Y} on {self.device}, {self.steps:,} steps "
+            f"in {self.minutes:.0f} minutes"
         )
 
 
