@@ -14,7 +14,7 @@ def said(ours, others):
     [
         ([0.62, 0.66], [0.58, 0.61], "shows, on every seed"),
         ([0.58, 0.61], [0.62, 0.66], "the opposite shows, on every seed"),
-        ([0.61, 0.69], [0.57, 0.62], "a hint"),
+        ([0.615, 0.655], [0.57, 0.62], "a hint"),
         ([0.60, 0.66], [0.59, 0.68], "does not show"),
         ([0.60, 0.62], [0.59, 0.66], "does not show"),
         ([0.60, 0.61], [0.60, 0.61], "does not show"),
@@ -35,10 +35,11 @@ def test_touching_scores_are_no_clear_win():
 
 
 def test_a_hint_needs_means_further_apart_than_either_side_scatters():
-    """Standard deviations: 0.02 and 0.05; the means differ by 0.04, then by 0.06."""
+    """Standard deviations, of two seeds with one below the line: 0.028, then 0.05, and
+    0.071; the means differ by 0.06, then by 0.08."""
     wide = [0.55, 0.65]
-    assert "does not show" in said([0.62, 0.66], wide)
-    assert "a hint" in said([0.64, 0.68], wide)
+    assert "does not show" in said([0.64, 0.68], wide)
+    assert "a hint" in said([0.645, 0.715], wide)
 
 
 def test_a_lead_of_the_others_beyond_the_scatter_is_not_called_scatter():

@@ -20,7 +20,9 @@ def verdict(claim, ours, others, score):
         return f"**{claim}**: shows, on every seed. {means}."
     if a.max() < b.min():
         return f"**{claim}**: the opposite shows, on every seed. {means}."
-    lead, scatter = a.mean() - b.mean(), max(a.std(), b.std())
+    lead = a.mean() - b.mean()
+    # The seeds are a sample: one less below the line. One seed scatters by nothing.
+    scatter = max(x.std(ddof=1) if len(x) > 1 else 0.0 for x in (a, b))
     if lead > scatter:
         return f"**{claim}**: a hint; the seeds overlap. {means}."
     if -lead > scatter:
