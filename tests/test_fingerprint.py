@@ -228,6 +228,15 @@ def test_a_function_of_a_library_counts_by_its_name():
     assert mark(print) != mark(open) and mark(torch.nn.ReLU) != mark(torch.nn.ELU)
 
 
+def test_a_progress_bar_does_not_count(monkeypatch):
+    """In a notebook tqdm.auto gives another class than on a terminal."""
+    from tqdm.notebook import tqdm_notebook
+
+    before = mark(training.fit)
+    monkeypatch.setattr(training, "tqdm", tqdm_notebook)
+    assert mark(training.fit) == before
+
+
 def test_two_lambdas_on_one_line_are_refused(write):
     module = write("pair = (lambda x: x, lambda x: -x)\n")
     with pytest.raises(TypeError, match="give it a name"):

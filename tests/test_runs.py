@@ -268,13 +268,12 @@ def test_a_restamp_refuses_other_losses(kept):
     assert file.read_bytes() == before
 
 
-def test_a_restamp_refuses_other_scores_of_the_same_code(kept):
-    file, _ = runs.files(RUN)
-    values = json.loads(file.read_text())
-    values["numbers"]["test, share right"] -= 0.01
-    file.write_text(json.dumps(values))
-    with pytest.raises(record.Refused, match="scores of the weights differ"):
-        record.restamp(replace(RUN, train=learn_by_another_way))
+def test_a_restamp_of_the_training_leaves_the_scores_alone(kept, monkeypatch):
+    monkeypatch.setattr(runs, "weights_into", never)
+    changed = replace(RUN, build=lambda recipe: build(recipe))
+    assert record.restamp(changed) == "restamped (training changed)"
+    found = runs.read(changed)
+    assert found.numbers == kept.numbers and found.details == kept.details
 
 
 def test_after_a_change_of_the_scores_the_weights_are_scored_again(kept, monkeypatch):

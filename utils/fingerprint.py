@@ -125,11 +125,15 @@ class _Teller:
 
     def tell_code(self, thing):
         thing = inspect.unwrap(thing)
+        package = str(thing.__module__).split(".")[0]  # the rest moves within a library
+        if package == "tqdm":  # in a notebook its bar is another class
+            self.say("code", package)
+            return
         self.say("code", thing.__qualname__.rsplit(".", 1)[-1])
         if id(thing) in self.met:  # it may call itself
             self.say("again", self.met[id(thing)])
         elif is_of_a_library(thing) or thing.__module__ in NEUTRAL:
-            self.say(str(thing.__module__).split(".")[0])  # they move within a library
+            self.say(package)
         else:
             self.met[id(thing)] = len(self.met)
             tell = self.tell_class if inspect.isclass(thing) else self.tell_function
