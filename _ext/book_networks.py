@@ -45,8 +45,8 @@ def card(entry):
         "Reported there": entry["reported"],
         **codes(entry),
         "Time to run": "{glue:text}`page_minutes:.0f` minutes for the whole page as it "
-        "stands here, on {glue:text}`device`; {glue:text}`train_minutes:.0f` of them "
-        "for the main training",
+        "stands here; the main training took {glue:text}`train_minutes:.0f` minutes on "
+        "{glue:text}`device`",
         "Cite": f"{{footcite:t}}`{cited}`",
     }
     return table(rows)

@@ -60,8 +60,8 @@
 # * - Pre-trained weights
 #   - Linked in the official code
 # * - Time to run
-#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
-#     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training
+#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here; the
+#     main training took {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`
 # * - Cite
 #   - {footcite:t}`shvets2018automatic`
 # ```

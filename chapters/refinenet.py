@@ -67,8 +67,8 @@
 #   - With the MATLAB code. Those of the PyTorch codes lay with a file host that has
 #     closed
 # * - Time to run
-#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here, on
-#     {glue:text}`device`; {glue:text}`train_minutes:.0f` of them for the main training
+#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here; the
+#     main training took {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`
 # * - Cite
 #   - {footcite:t}`lin2017refinenet,nekrasov2018light`
 # ```

@@ -76,7 +76,6 @@ from torch import nn
 
 from utils import data, encoders, metrics, plotting, runs, runtime, scenes, training
 from utils.data import buildings
-from utils.data.augment import Augment
 from utils.glue import glue
 from utils.losses import log_jaccard
 from utils.plotting import show
@@ -361,8 +360,8 @@ HTML(
 # Press *nothing*: accuracy hardly minds, the other three fall to zero. IoU and Dice
 # put any two predictions for one class in the same order, since each follows from the
 # other: $\text{Dice} = 2 \, \text{IoU} / (1 + \text{IoU})$. Only means over classes
-# or images can differ in order. Boundary F1 asks something else: a shift of three
-# pixels costs a large object little IoU, and much of its outline.
+# or images can differ in order. Boundary F1 asks something else: a shift that
+# costs a large object little IoU costs it much of its outline.
 #
 # ### Why accuracy misleads
 #
@@ -398,18 +397,19 @@ Markdown("\n".join(lines))
 
 # %% [markdown]
 # The rarer a class, the better looks the answer that never finds it; its IoU is zero.
-# The last column is a warning of another kind. Take the *true* mask and move it by
-# two pixels: large classes lose little, thin ones lose most of their IoU. A mean over
-# classes is moved by thin, rare classes more than by anything else.
+# The last column is a warning of another kind. Take the *true* mask and move it by two
+# pixels to the right: large classes lose little, and what is narrow in that direction
+# loses most of its IoU. (Moved down, poles and people would keep much more.) A mean
+# over classes is moved by thin, rare classes more than by anything else.
 #
 # ## Imbalance and losses
 #
-# What misleads a score misleads a loss. Cross-entropy asks each pixel for itself, so
-# a network may lower it a lot by never naming a rare class. Three ways to train a
-# network to find people: plain cross-entropy; cross-entropy that *weighs* people
-# more, by $1 / \log(1.1 + f)$ with their share $f$ of the pixels
-# {footcite:p}`paszke2016enet`; and cross-entropy minus the logarithm of a soft IoU,
-# which looks at all pixels of the class together.
+# A loss can be misled as well. Cross-entropy asks each pixel for itself, so a network
+# may lower it a lot by never naming a rare class. Three ways to train a network to find
+# people: plain cross-entropy; cross-entropy that *weighs* people more, by $1 / \log(1.1
+# + f)$ with their share $f$ of the pixels, after ENet {footcite:p}`paszke2016enet`,
+# whose constant is 1.02; and cross-entropy minus the logarithm of a soft IoU, which
+# looks at all pixels of the class together.
 #
 # The heart of every training in this book is this loop; `utils.training.fit` adds a
 # progress bar, a schedule for the learning rate, and a file to go on from:
@@ -440,8 +440,8 @@ class Finder(nn.Module):
     def forward(self, images):
         maps = self.encoder(images)  # (B, 16, H/2, W/2), (B, 24, H/4, W/4), ...
         size = maps[1].shape[-2:]
-        joined = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
-        return F.interpolate(self.head(joined), images.shape[-2:], mode="bilinear")
+        joined = torch.cat([scenes.resize(m, size) for m in maps], 1)
+        return scenes.resize(self.head(joined), images.shape[-2:])
 
 
 RECIPE = runtime.choose(
@@ -449,25 +449,30 @@ RECIPE = runtime.choose(
     cpu=scenes.Recipe(batch=4, steps=200, every=200, crop=(97, 129), faster=1.0),
     smoke=scenes.Recipe(batch=2, steps=2, every=2, crop=(49, 65), faster=1.0),
 )
-people = (train_set.labels == rare) & (train_set.labels != VOID)
-weight = 1 / np.log(1.1 + people.float().mean().item())
-weight = weight * np.log(1.1 + 1 - people.float().mean().item())  # against the others
+share = (train_set.labels == rare).sum() / (train_set.labels != VOID).sum()
+weight = float(torch.log(2.1 - share) / torch.log(1.1 + share))  # against the others
 
 
-def plain(logits, labels):
-    return F.binary_cross_entropy_with_logits(logits[:, 0], (labels == rare).float())
+def plain(logits, labels, weight=1.0):
+    """Binary cross-entropy of the pixels that are not void."""
+    counted = labels != VOID
+    target = (labels == rare).float()
+    loss = F.binary_cross_entropy_with_logits(
+        logits[:, 0], target, reduction="none",
+        pos_weight=torch.tensor(weight, device=logits.device),
+    )  # fmt: skip
+    return loss[counted].mean()
 
 
 def weighted(logits, labels):
-    factor = torch.tensor(weight, device=logits.device)
-    return F.binary_cross_entropy_with_logits(
-        logits[:, 0], (labels == rare).float(), pos_weight=factor
-    )
+    return plain(logits, labels, weight)
 
 
 def with_overlap(logits, labels):
+    counted = labels != VOID
     probability, target = logits[:, 0].sigmoid(), (labels == rare).float()
-    return plain(logits, labels) - log_jaccard(probability, target, smooth=1)
+    overlap = log_jaccard(probability[counted], target[counted], smooth=1)
+    return plain(logits, labels) - overlap
 
 
 LOSSES = {
@@ -491,8 +496,7 @@ def find_people(model):
 def train(name):
     runtime.seed(0)
     model = Finder().to(device)
-    path = runs.path("start", name, repr(model), RECIPE, weight, LOSSES[name],
-                     Finder, plain, log_jaccard, scenes.batches, Augment,
+    path = runs.path("start", name, RECIPE, LOSSES[name], Finder, scenes.batches,
                      train_set.images, train_set.labels)  # fmt: skip
     training.fit(
         model,
@@ -517,9 +521,10 @@ for name, table in tables.items():
     )
 glue(
     loss_steps=RECIPE.steps,
-    people_share=people.float().mean(),
+    people_share=share,
     people_weight=weight,
     people_plain=metrics.iou(tables["cross-entropy"])[1],
+    people_weighted=metrics.iou(tables["weighted cross-entropy"])[1],
     people_overlap=metrics.iou(tables["cross-entropy - log soft IoU"])[1],
 )
 Markdown("\n".join(lines))
@@ -527,12 +532,13 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # {glue:text}`loss_steps` steps each, one seed: a look, no verdict. People cover
 # {glue:text}`people_share:.1%` of the training pixels, and weigh
-# {glue:text}`people_weight:.1f` times as much in the second loss. Accuracy says
-# little: it prefers a network that names hardly anybody. IoU goes from
-# {glue:text}`people_plain:.3f` for plain cross-entropy to
-# {glue:text}`people_overlap:.3f` with the soft IoU. What changes is the balance of
-# the last two columns: how many of the people are found, and how much of what is
-# found is people. A loss chooses a balance, knowingly or not.
+# {glue:text}`people_weight:.1f` times as much in the second loss. Accuracy says little:
+# it prefers a network that names hardly anybody. IoU is {glue:text}`people_plain:.3f`
+# for plain cross-entropy, {glue:text}`people_weighted:.3f` with the weight, and
+# {glue:text}`people_overlap:.3f` with the soft IoU. The last two columns say how many
+# of the people are found, and how much of what is found is people. All three are read
+# at a threshold of one half after a short training; a lower threshold on the first
+# network would find more people too, so this table cannot say which loss is better.
 #
 # ## Up-sampling
 #
@@ -598,8 +604,8 @@ glue(
 # ## Output stride
 #
 # A classifier with five halvings leaves one position for 32 by 32 pixels: its *output
-# stride* is 32. How good could a network still be? Give it the truth: average each
-# class over the cells of the coarse grid, scale up, and take the largest.
+# stride* is 32. What does so coarse an answer lose? Take the truth: average each class
+# over the cells of the coarse grid, scale up, and take the largest.
 
 # %%
 STRIDES = (2, 4, 8, 16, 32)
@@ -607,7 +613,7 @@ one_hot = torch.stack([(val_set.labels == k).float() for k in range(CLASSES)], 1
 
 
 def coarse(stride):
-    """Labels (N, H, W) that a perfect network of this output stride could give."""
+    """Labels (N, H, W) of the truth averaged at this output stride."""
     small = F.avg_pool2d(one_hot, stride, ceil_mode=True, count_include_pad=False)
     return torch.cat(
         [
@@ -629,7 +635,7 @@ for stride in STRIDES:
 glue(worst_stride=STRIDES[-1], worst_limit=limits[STRIDES[-1]][0],
      stride_8=limits[8][0], height=SIZE[0], width=SIZE[1])  # fmt: skip
 Markdown(
-    "| output stride | mean IoU at best | boundary F1 at best |\n| --- | --- | --- |\n"
+    "| output stride | mean IoU of the average | boundary F1 of it |\n| --- | --- | --- |\n"
     + "\n".join(f"| {s} | {m:.3f} | {b:.3f} |" for s, (m, b) in limits.items())
 )
 
@@ -638,7 +644,7 @@ def draw_stride(stride):
     fig, axes = plotting.figure(1, 2, 8, 3.2)
     for ax, page, name in (
         (axes[0], labels, "truth"),
-        (axes[1], pages[stride][richest], f"perfect at output stride {stride}"),
+        (axes[1], pages[stride][richest], f"averaged at output stride {stride}"),
     ):
         shown = plotting.overlay(image, page.long(), val_set.palette, 0.75)
         ax.imshow(shown)
@@ -651,27 +657,28 @@ plotting.explorer(
     [draw_stride(stride) for stride in STRIDES],
     labels=STRIDES,
     description="output stride",
-    alt="A street scene with its true classes, and with those that a perfect network "
-    "of a coarse grid could give",
+    alt="A street scene with its true classes, and with those that are left when they "
+    "are averaged over a coarse grid",
     start=2,
 )
 
 # %% [markdown]
-# At stride 8 the limit is {glue:text}`stride_8:.2f`, at {glue:text}`worst_stride` it
-# is {glue:text}`worst_limit:.2f`, for frames of {glue:text}`height` by
-# {glue:text}`width` pixels; on larger frames the loss is smaller, since poles and
-# people are larger. There are three ways out, and most chapters are about one of
-# them: carry fine maps across ([U-Net](unet), [RefineNet](refinenet), [GCN](gcn));
-# keep the grid fine and spread the kernels ([DeepLab](deeplab), [PSPNet](pspnet)); or
-# both.
+# At stride 8 the average keeps {glue:text}`stride_8:.2f`, at {glue:text}`worst_stride`
+# {glue:text}`worst_limit:.2f`, for frames of {glue:text}`height` by {glue:text}`width`
+# pixels; on larger frames the loss is smaller, since poles and people are larger. This
+# is what one coarse answer loses, and no bound: coarse numbers that are *learnt* for
+# the same way of scaling up keep more, and so does a learnt way of scaling up. There
+# are three ways out, and most chapters are about one of them: carry fine maps across
+# ([U-Net](unet), [RefineNet](refinenet), [GCN](gcn)); keep the grid fine and spread the
+# kernels ([DeepLab](deeplab), [PSPNet](pspnet)); or both.
 #
 # ## How to run a chapter
 #
-# Every page picks its settings by the machine: the profile `gpu` where PyTorch finds a
-# GPU, `cpu` elsewhere, with smaller images and networks and fewer steps, made for two
-# cores; the claims are tested all the same. `SEGBOOK_PROFILE` chooses another:
-# `smoke` runs a page in under a minute on drawn stand-ins, to see that all works, and
-# learns nothing.
+# Every page picks its settings by the machine: the profile `gpu` where PyTorch finds an
+# NVIDIA GPU (or another that speaks CUDA), `cpu` elsewhere, on a Mac too, with smaller
+# images and networks and fewer steps, made for two cores; the claims are tested all the
+# same. `SEGBOOK_PROFILE` chooses another: `smoke` runs a page in under a minute on
+# drawn stand-ins, to see that all works, and learns nothing.
 #
 # - **In Colab.** The rocket above a title opens its page there. Choose a GPU first
 #   (*Runtime*, *Change runtime type*), then run all cells; the first one fetches the
@@ -687,7 +694,8 @@ plotting.explorer(
 # Kaggle, in this order. If none can be had, drawn stand-ins step in, and the page says
 # so. Finished trainings are kept in `runs/`, and an interrupted one goes on where it
 # stopped; run a page again and they are read back, change their code and they are made
-# anew.
+# anew. The main networks of some pages were trained for longer and come with the book,
+# in `results/`: such a page says when and where, and trains anew if you ask it to.
 #
 # **Where outputs come from.** Under the title of each chapter stands when it was run
 # and on what; at its end, with which settings, data and versions. The last entry is a
@@ -702,7 +710,7 @@ plotting.explorer(
 # - A loss chooses between missed and false pixels; a weight or a soft IoU moves the
 #   choice.
 # - Decide whether pixels are squares or points, once for the whole network.
-# - The output stride bounds every score before training begins.
+# - A coarse answer, scaled up as it is, loses thin things most.
 #
 # ## Exercises
 #
@@ -737,7 +745,7 @@ for name, score in (("IoU", lambda j: j), ("Dice", lambda j: 2 * j / (1 + j))):
     print(f"{name}: {score(uneven).mean():.3f} uneven, {score(even).mean():.3f} even")
 
 # %% [markdown]
-# **3. Who suffers?** Which classes lose most at output stride 32?
+# **3. Who suffers?** Which classes lose most when averaged at output stride 32?
 
 # %% [markdown]
 # ```{dropdown} Solution

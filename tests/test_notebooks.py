@@ -25,7 +25,7 @@ REPORTED = {
     "start": set(),
     "unet": {"0.000353", "0.0382", "0.0611", "0.9203", "0.7756"},
     "pspnet": {"85.4", "80.2"},
-    "deeplab": {"85.7", "89.0", "82.1"},
+    "deeplab": {"85.7", "87.8", "86.9", "89.0", "82.1"},
     "refinenet": {"83.4", "78.5", "80.3", "82.1"},
     "gcn": {"82.2", "76.9"},
     "inplace_abn": {"0.8", "82.0", "53.4"},
@@ -35,7 +35,7 @@ REPORTED = {
 }
 # Settings that the papers name, as their dropout.
 SETTINGS = {
-    "start": set(),
+    "start": {"1.02"},
     "unet": {"0.99", "0.5", "0.2"},
     "pspnet": {"0.4", "0.9", "0.75", "1.75"},
     "deeplab": set(),
