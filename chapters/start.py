@@ -26,9 +26,9 @@
 # *{glue:text}`frequent_class`* gets {glue:text}`frequent_accuracy:.0%` of the pixels
 # right, and a mean IoU of {glue:text}`frequent_miou:.2f`. One that never finds a
 # single *{glue:text}`rare_class`* is right about {glue:text}`nothing_accuracy:.1%` of
-# the pixels when asked for them. And a perfect network at output stride
-# {glue:text}`worst_stride` cannot have more than {glue:text}`worst_limit:.2f` of mean
-# IoU. All three are measured below.
+# the pixels when asked for them. And the truth itself, averaged at output stride
+# {glue:text}`worst_stride` and scaled up again, keeps a mean IoU of
+# {glue:text}`worst_limit:.2f`. All three are measured below.
 
 # %% tags=["hide-input"]
 # Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.
