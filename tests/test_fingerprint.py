@@ -225,6 +225,7 @@ def test_what_cannot_be_told_apart_is_refused(thing):
 
 def test_a_function_of_a_library_counts_by_its_name():
     assert mark(torch.relu) == mark(torch.relu) != mark(torch.tanh)
+    assert mark(torch.ops.aten.relu) != mark(torch.ops.aten.elu)
     assert mark(print) != mark(open) and mark(torch.nn.ReLU) != mark(torch.nn.ELU)
 
 

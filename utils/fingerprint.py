@@ -36,6 +36,7 @@ NEUTRAL = {
 LIBRARIES = [Path(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")]
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
 PLAIN += (type(...), torch.dtype, torch.device, torch.Size, np.dtype)
+OPERATORS = type(torch.ops.aten.relu), type(torch.ops.aten.relu.default)  # of PyTorch
 
 
 def fingerprint(*things):
@@ -67,6 +68,8 @@ class _Teller:
             self.say("enum", kind.__qualname__, thing.name)
         elif isinstance(thing, PLAIN):
             self.say(kind.__name__, repr(thing))
+        elif isinstance(thing, OPERATORS):
+            self.say("operator", thing)
         elif isinstance(thing, re.Pattern):
             self.say("pattern", thing.pattern, thing.flags)
         elif isinstance(thing, (list, tuple)):
