@@ -48,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import encoders
+from utils import encoders, runs
 
 STANDARD = "", "ai.onnx"  # names of the standard's own operations
 OPSET = 20  # of the standard; fixed, so that a new exporter writes the same graph
@@ -267,18 +267,14 @@ def operations(model):
 
 
 def save_weights(model, path):
-    """Writes a state dict as .safetensors; what has two dimensions or more in fp16.
+    """Writes a state dict as .safetensors, rounded as the weights of recorded runs.
 
     Labels of the rounded weights may differ from those of the model: load the file
     into it to compare.
     """
     with needed():
         from safetensors.torch import save_file
-    state = {
-        name: value.half() if value.is_floating_point() and value.ndim > 1 else value
-        for name, value in model.state_dict().items()
-    }
-    save_file({name: v.cpu().contiguous() for name, v in state.items()}, path)
+    save_file(runs.rounded(model.state_dict()), path)
 
 
 def point(model, state, path, folder):

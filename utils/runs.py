@@ -9,11 +9,9 @@ record holds as long as its fingerprints are those of the code that stands.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
-from pathlib import Path
 
 import torch
 
