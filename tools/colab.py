@@ -5,6 +5,7 @@ fetches the book from the URL. Says how each went; the exit status is 1 if one f
 """
 
 import argparse
+import json
 import re
 import sys
 import tempfile
@@ -13,16 +14,18 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 LINE = re.compile(r'^REPOSITORY = ".*"$', re.MULTILINE)
+FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError)
 
 
 def run(path, folder, repository):
     """Executes a notebook in a folder, where it then lies; returns it with outputs."""
     notebook = nbformat.read(path, 4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    first.source, count = LINE.subn(f'REPOSITORY = "{repository}"', first.source)
+    line = f"REPOSITORY = {json.dumps(str(repository))}"
+    first.source, count = LINE.subn(lambda _: line, first.source)
     if count != 1:
         raise ValueError(f"{path}: the first cell does not name the book's repository")
     where = {"metadata": {"path": str(folder)}}
@@ -46,7 +49,7 @@ def main():
             try:
                 run(path, folder, options.repository)
                 state = "runs"
-            except (CellExecutionError, DeadKernelError) as error:
+            except FAILURES as error:
                 failed.append(path.stem)
                 state = f"FAILED\n{error}"
         print(f"{path.stem}: {state}, {time.monotonic() - start:.0f} s", flush=True)
