@@ -79,13 +79,27 @@ def note(stamp):
     return f'<aside class="stamp" id="stamp"><p>{title}</p><dl>{body}</dl></aside>'
 
 
+def without_address(repository):
+    """A line for a copy that does not know where it lies: its Colab button fails."""
+    if "/YOUR_GITHUB_NAME/" not in repository:
+        return ""
+    return (
+        '<p class="no-address">The button for Colab leads nowhere yet, as this copy of '
+        "the book does not know its address. Whoever publishes it runs <code>make repo "
+        "URL=…</code> once; until then, open the page in a clone of the book.</p>"
+    )
+
+
 def add_stamp(app, doctree):
     stamp = read_stamp(app.env.doc2path(app.env.docname))
     title = doctree.next_node(nodes.title)
     if not stamp or title is None:
         return
     section = title.parent
-    section.insert(section.index(title) + 1, nodes.raw("", line(stamp), format="html"))
+    under = line(stamp) + without_address(
+        app.config.html_theme_options["repository_url"]
+    )
+    section.insert(section.index(title) + 1, nodes.raw("", under, format="html"))
     section.append(nodes.raw("", note(stamp), format="html"))
 
 

@@ -253,6 +253,7 @@ def test_plain_build_of_a_fork(fork):
     for page in chapters():
         html = (fork / f"{page}.html").read_text("utf-8")
         assert f"/github/some-reader/my.fork_2/blob/dev/{page}.ipynb" in html
+        assert "no-address" not in html
 
 
 def test_site_map_and_previews_name_the_site(fork):

@@ -444,6 +444,12 @@ def test_page_says_where_its_outputs_come_from(visit, name):
         assert words in note
 
 
+@every_chapter
+def test_page_says_why_colab_cannot_open_it_yet(visit, name):
+    said = visit(name).page.locator(".no-address").inner_text()
+    assert "Colab leads nowhere yet" in said and "make repo URL=" in said
+
+
 def test_pages_are_there_and_links_inside_the_book_lead_somewhere(site):
     assert links.missing_pages(site) == []
     assert links.broken_links(site) == []
