@@ -741,15 +741,13 @@ Markdown(f"{train_set.citation}. {train_set.licence}.")
 # The recipe is that of every network on street scenes in this book, described in the
 # [PSPNet chapter](pspnet) and written in `utils/scenes.py`: EfficientNet-Lite0
 # {footcite:p}`tan2019efficientnet` with weights from ImageNet, crops, AdamW, the poly
-# rule, class weights. Unlike there, the first block after a removed stride keeps its
-# rate, which leaves ImageNet's weights exactly as they were. The output stride is 8,
-# and of the encoder's five maps the first four are used: the last stage would double
-# the time of a step. The network is v3+ with separable convolutions and
-# {glue:text}`channels` channels. Its rates, 4, 8 and 12, are smaller than the papers',
-# 12, 24 and 36 at this stride: crops of {glue:text}`crop_height` by
-# {glue:text}`crop_width` pixels give maps of {glue:text}`crop_rows` by
-# {glue:text}`crop_columns` positions, on which every tap of these rates meets pixels,
-# and so learns.
+# rule, class weights. The output stride is 8, and of the encoder's five maps the first
+# four are used: the last stage would double the time of a step. The network is v3+ with
+# separable convolutions and {glue:text}`channels` channels. Its rates, 4, 8 and 12, are
+# smaller than the papers', 12, 24 and 36 at this stride: crops of
+# {glue:text}`crop_height` by {glue:text}`crop_width` pixels give maps of
+# {glue:text}`crop_rows` by {glue:text}`crop_columns` positions, on which every tap of
+# these rates meets pixels, and so learns.
 
 # %% tags=["model"]
 @dataclass(frozen=True)
