@@ -455,6 +455,16 @@ def test_the_auxiliary_head():
         published.renamed(model, state, "torchvision_deeplab_v3")
 
 
+def test_a_normalisation_that_is_not_complete_is_reported():
+    model = build("unet")
+    state = {key: torch.empty(s, device="meta") for key, s in listed("unet").items()}
+    key = "inc.double_conv.4.bias"
+    rest = {k: value for k, value in state.items() if k != key}
+    for broken in (rest, state | {key: torch.empty(3, device="meta")}):
+        with pytest.raises(ValueError, match=r"1 missing: encoder\.0\.2\.bias\."):
+            published.renamed(model, broken, "unet")
+
+
 def test_two_copies_of_one_weight_must_be_equal():
     state = numbered("ternausnet16")
     state["conv3.2.bias"] = state["conv3.2.bias"] + 1

@@ -16,7 +16,8 @@ weights were trained with):
 
 unet
     milesial/Pytorch-UNet, release 3.0, up-convolutions: UNet(3, 2, padded=True). The
-    batch normalisation becomes part of the convolutions: this is for predictions.
+    batch normalisation becomes part of the convolutions: this is for predictions. They
+    are equal where the sides of the images are multiples of 16.
 refinenet
     DrSleep/refinenet-pytorch: RefineNet(21).
 light_weight_refinenet
@@ -54,8 +55,9 @@ ternausnetv2
     two differ; the names are the same.
 ternausnet11, ternausnet16, linknet34, instruments_unet
     ternaus/robot-surgery-segmentation: ternausnet11(), ternausnet16(), LinkNet34() and
-    UNet() of the chapter on instruments. ternausnet11 is also for the UNet11 of
-    ternaus/TernausNet.
+    UNet() of the chapter on instruments, which give logits where those of the
+    repository give the logarithms of probabilities, for several classes. ternausnet11
+    is also for the UNet11 of ternaus/TernausNet.
 """
 
 import re
@@ -183,10 +185,11 @@ def fold(found):
         conv = key.removesuffix(".folded.running_var")
         leaves = "weight", "bias", "running_mean", "running_var"
         norm = [f"{conv}.folded.{leaf}" for leaf in leaves]
-        if not {f"{conv}.weight", *norm} <= set(found):
+        weight, bias = found.get(f"{conv}.weight"), found.get(f"{conv}.bias", 0)
+        shapes = {found[name].shape if name in found else None for name in norm}
+        if weight is None or shapes != {weight.shape[:1]}:
             continue  # it will be reported
         gamma, beta, mean, var = (found.pop(name).double() for name in norm)
-        weight, bias = found[f"{conv}.weight"], found.get(f"{conv}.bias", 0)
         scale = gamma / (var + 1e-5).sqrt()
         found[f"{conv}.weight"] = (weight * scale[:, None, None, None]).to(weight)
         found[f"{conv}.bias"] = (beta + (bias - mean) * scale).to(weight)
