@@ -45,6 +45,15 @@ def local(reader):
 
 
 @pytest.fixture
+def published(local, monkeypatch):
+    """The local folder as if it were the published one."""
+    sha256 = download.folder_hash(local)
+    origin = dataclasses.replace(membranes.archive, sha256=sha256)
+    monkeypatch.setattr(membranes, "archive", origin)
+    return local
+
+
+@pytest.fixture
 def short(monkeypatch):
     """A validation split of one slice, where drawing four would only take time."""
     monkeypatch.setitem(membranes.splits, "val", range(20, 21))
@@ -53,11 +62,24 @@ def short(monkeypatch):
 # Sources
 
 
-def test_local_folder_comes_first(local, capsys):
+def test_local_folder_comes_first(published, capsys):
     found = data.load("membranes")
     assert found.source == "local"
     assert capsys.readouterr().out == ""
     assert data.sources_used() == {"membranes": "local"}
+
+
+def test_local_folder_that_is_not_the_published_one_is_told_apart(published, capsys):
+    (published / ".DS_Store").write_bytes(b"what a file manager leaves")
+    assert data.load("membranes", "val").source == "local"
+    assert data.sources_used() == {"membranes": "local"}
+    Image.new("L", (20, 12), 255).save(published / "label/0.png")
+    assert data.load("membranes", "val").source == "local"
+    assert data.load("membranes", "test").source == "local"
+    (line,) = capsys.readouterr().out.splitlines()  # once, not for every split
+    assert "membranes are not the expected ones" in line and "as they are" in line
+    both = "local + local files, not as published"
+    assert data.sources_used() == {"membranes": both}
 
 
 def test_offline_falls_back_to_the_sample_and_says_why(short, capsys):
@@ -90,13 +112,29 @@ def test_forced_source_says_what_to_do(reader):
     assert str(reader / "membranes") in str(caught.value)
 
 
-def test_source_by_environment_and_by_profile(local, short, monkeypatch):
+def test_source_by_environment_and_by_profile(published, short, monkeypatch):
     monkeypatch.setenv("SEGBOOK_PROFILE", "smoke")
     assert data.load("membranes", "val", size=32).source == "sample"
     monkeypatch.setenv("SEGBOOK_SOURCE", "local")
     assert data.load("membranes", "val", size=32).source == "local"
     assert data.load("membranes", "val", size=32, source="sample").source == "sample"
     assert data.sources_used() == {"membranes": "local + sample"}
+
+
+@pytest.mark.parametrize("shut", [".", "image", "image/3.png"])
+def test_what_may_not_be_read_is_named_not_missing(local, monkeypatch, shut):
+    """Pretended: whoever is root may read everything."""
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != local / shut)
+    words = rf"{local / shut} may not be read: give yourself permission .*membranes \("
+    with pytest.raises(DataError, match=words):
+        data.load("membranes")
+
+
+def test_link_to_nowhere_is_missing_not_shut(local):
+    (local / "image/3.png").unlink()
+    (local / "image/3.png").symlink_to(local / "nowhere.png")
+    with pytest.raises(DataError, match="incomplete: it lacks image/3.png"):
+        data.load("membranes")
 
 
 def test_incomplete_folder_is_an_error_not_the_sample(local):
