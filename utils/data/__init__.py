@@ -296,15 +296,19 @@ def resize_label(label, size):
 def read_image(path, mode):
     """Reads an image file as (C, H, W) uint8; mode "L" is one channel, "RGB" three.
 
-    Whatever the file holds (grey, colour, palette, transparency) is converted.
-    Raises DataError, naming the file, when it cannot be read.
+    Whatever the file holds (grey, colour, palette, transparency) is converted. Raises
+    DataError, naming the file, when it cannot be read, and for grey levels of 16 bits,
+    of 32 or in floating point: nothing says where their black and white lie.
     """
     try:
         with Image.open(path) as image:
+            deep = image.mode[0] in "IF"  # Pillow would cut them off at 0 and 255
             pixels = np.array(image.convert(mode))
     except Exception as error:  # Pillow has many ways to fail on a broken file
         raise DataError(
             f"{path} cannot be read as an image ({error}): replace it, or remove its "
             "data set's folder so that it is fetched again"
         ) from error
+    if deep:
+        raise DataError(f"{path} has over 8 bits a pixel: save it again, scaled to 8")
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
