@@ -440,14 +440,19 @@ def test_whole_folder_is_verified_without_writing(server, origin, target):
     assert os.listdir(target.parent) == ["sets"]
 
 
-def test_folder_that_cannot_be_read(origin, target, monkeypatch):
+@pytest.mark.parametrize("shut", ["", "image"])
+def test_folder_that_cannot_be_read(origin, target, monkeypatch, shut):
+    """Pretended: whoever is root may read everything."""
     put(target)
+    scandir = os.scandir
 
-    def refuse(folder):
-        raise PermissionError(13, "Permission denied", str(folder / "image/0.png"))
+    def refuse(path):
+        if Path(path) == target / shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
 
-    monkeypatch.setattr(download, "folder_hash", refuse)
-    with pytest.raises(Unavailable, match="cannot read .*/sets: .*denied: .*image/0"):
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(Unavailable, match="cannot read .*/sets: .*denied: '.*/sets"):
         fetch(origin, target)
 
 

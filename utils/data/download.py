@@ -162,16 +162,27 @@ def remove_leftovers(target):
 def folder_hash(folder):
     """sha256 over the sorted lines `path NUL sha256(file) LF` of folder's files.
 
-    Without hidden files, such as a file manager leaves: nothing reads them.
+    Without hidden files, such as a file manager leaves: nothing reads them. Raises
+    OSError for what may not be read.
     """
     lines = []
-    for path in folder.rglob("*"):
+    for path in everything_in(folder):
         if path.is_file() and not is_hidden(path):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             lines.append(f"{path.relative_to(folder).as_posix()}\0{digest}\n")
     text = "".join(sorted(lines))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def everything_in(folder):
+    """Yields what lies in a folder and in those in it, but for these folders."""
+
+    def fail(error):  # otherwise a closed folder would look like an empty one
+        raise error
+
+    for here, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(here, name) for name in names)
 
 
 def is_hidden(path):
