@@ -418,6 +418,37 @@ def test_geojson_without_outlines_is_named(local):
         data.load("buildings")
 
 
+def metres(points):
+    """Longitudes and latitudes as Web Mercator has them."""
+    return to_pixels(points, Tile(0, 0, 0)) * 78271.5 - (20037508, 20037508)
+
+
+def missing_number(points):
+    return np.where(np.arange(len(points))[:, None] == 2, np.nan, points)
+
+
+@pytest.mark.parametrize("wrong", [
+    metres, missing_number, lambda points: points[:, ::-1], lambda points: -points,
+    lambda points: points * np.inf, lambda points: points + 1,
+], ids=["metres", "NaN", "swapped", "negative", "infinite", "elsewhere"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_outline_far_away_is_named(local, wrong):
+    """One is enough: it would be ground without a word."""
+    found = json.loads((local / GEOJSON).read_text())["features"]
+    rings = found[5]["geometry"]["coordinates"]
+    found[5]["geometry"]["coordinates"] = [wrong(np.array(rings[0])).tolist()]
+    save(local, found)
+    words = rf"{GEOJSON} cannot .*outline 22 is far away, at \[.*: points are longi"
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=words):
+            data.load("buildings", split)
+
+
+def test_hidden_geojson_files_do_not_count(local):
+    (local / "osm/._outlines.geojson").write_bytes(b"what a Mac leaves")
+    assert len(data.load("buildings", "val")) == 4
+
+
 def test_several_geojson_files_are_named(local):
     (local / "osm/copy.geojson").write_bytes((local / GEOJSON).read_bytes())
     words = r"osm holds copy.geojson and outlines.geojson: leave"

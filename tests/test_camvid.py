@@ -135,6 +135,22 @@ def test_image_without_truth_and_truth_without_image_are_told(local):
     assert camvid.missing(local) == ["trainannot/0100.png", "val/b.png"]
 
 
+def test_hidden_files_are_no_frames(local):
+    """A Mac puts a file ._a.png beside a.png on disks of other systems."""
+    for kind in ("train", "trainannot"):
+        (local / kind / "._0009.png").write_bytes(b"no image")
+    (local / "val/._b.png").write_bytes(b"no image")
+    assert camvid.missing(local) == []
+    assert data.load("camvid").names == ("0009.png", "0020.png", "0100.png")
+
+
+def test_truth_of_sixteen_bits_is_refused(local):
+    path = min((local / "valannot").iterdir())
+    Image.fromarray(np.full((12, 20), 300, np.uint16)).save(path)
+    with pytest.raises(DataError, match=rf"valannot/{path.name} has over 8 bits"):
+        data.load("camvid", "val")
+
+
 def test_folder_with_too_few_frames_is_incomplete(local):
     for kind in ("train", "trainannot"):
         (local / kind / "0009.png").unlink()

@@ -5,6 +5,8 @@ import importlib
 import json
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,15 @@ def local(reader):
 
 
 @pytest.fixture
+def published(local, monkeypatch):
+    """The local folder as if it were the published one."""
+    sha256 = download.folder_hash(local)
+    origin = dataclasses.replace(membranes.archive, sha256=sha256)
+    monkeypatch.setattr(membranes, "archive", origin)
+    return local
+
+
+@pytest.fixture
 def short(monkeypatch):
     """A validation split of one slice, where drawing four would only take time."""
     monkeypatch.setitem(membranes.splits, "val", range(20, 21))
@@ -53,11 +64,24 @@ def short(monkeypatch):
 # Sources
 
 
-def test_local_folder_comes_first(local, capsys):
+def test_local_folder_comes_first(published, capsys):
     found = data.load("membranes")
     assert found.source == "local"
     assert capsys.readouterr().out == ""
     assert data.sources_used() == {"membranes": "local"}
+
+
+def test_local_folder_that_is_not_the_published_one_is_told_apart(published, capsys):
+    (published / ".DS_Store").write_bytes(b"what a file manager leaves")
+    assert data.load("membranes", "val").source == "local"
+    assert data.sources_used() == {"membranes": "local"}
+    Image.new("L", (20, 12), 255).save(published / "label/0.png")
+    assert data.load("membranes", "val").source == "local"
+    assert data.load("membranes", "test").source == "local"
+    (line,) = capsys.readouterr().out.splitlines()  # once, not for every split
+    assert "membranes are not the expected ones" in line and "as they are" in line
+    both = "local + local files, not as published"
+    assert data.sources_used() == {"membranes": both}
 
 
 def test_offline_falls_back_to_the_sample_and_says_why(short, capsys):
@@ -90,13 +114,29 @@ def test_forced_source_says_what_to_do(reader):
     assert str(reader / "membranes") in str(caught.value)
 
 
-def test_source_by_environment_and_by_profile(local, short, monkeypatch):
+def test_source_by_environment_and_by_profile(published, short, monkeypatch):
     monkeypatch.setenv("SEGBOOK_PROFILE", "smoke")
     assert data.load("membranes", "val", size=32).source == "sample"
     monkeypatch.setenv("SEGBOOK_SOURCE", "local")
     assert data.load("membranes", "val", size=32).source == "local"
     assert data.load("membranes", "val", size=32, source="sample").source == "sample"
     assert data.sources_used() == {"membranes": "local + sample"}
+
+
+@pytest.mark.parametrize("shut", [".", "image", "image/3.png"])
+def test_what_may_not_be_read_is_named_not_missing(local, monkeypatch, shut):
+    """Pretended: whoever is root may read everything."""
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != local / shut)
+    words = rf"{local / shut} may not be read: give yourself permission .*membranes \("
+    with pytest.raises(DataError, match=words):
+        data.load("membranes")
+
+
+def test_link_to_nowhere_is_missing_not_shut(local):
+    (local / "image/3.png").unlink()
+    (local / "image/3.png").symlink_to(local / "nowhere.png")
+    with pytest.raises(DataError, match="incomplete: it lacks image/3.png"):
+        data.load("membranes")
 
 
 def test_incomplete_folder_is_an_error_not_the_sample(local):
@@ -195,7 +235,7 @@ def test_shrinking_an_image_averages_it():
     assert small.float().sub(100).abs().max() <= 8
 
 
-@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "P", "LA", "1", "I;16"])
+@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "P", "LA", "1"])
 def test_every_kind_of_file_becomes_one_grey_channel(tmp_path, kind):
     grey = np.zeros((5, 9), np.uint8)
     grey[1:3, 2:7] = 255
@@ -203,8 +243,6 @@ def test_every_kind_of_file_becomes_one_grey_channel(tmp_path, kind):
     if kind == "P":  # a palette whose numbers are not the grey values
         image = Image.fromarray((grey == 0).astype(np.uint8)).convert("P")
         image.putpalette([255, 255, 255, 0, 0, 0])
-    elif kind == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
     elif kind != "L":
         image = image.convert(kind)
     image.save(tmp_path / "x.png")
@@ -213,6 +251,42 @@ def test_every_kind_of_file_becomes_one_grey_channel(tmp_path, kind):
     pixels = data.read_image(tmp_path / "x.png", "L")
     assert pixels.shape == (1, 5, 9) and pixels.dtype == torch.uint8
     assert (pixels[0].numpy() == grey).all()
+
+
+DEEP = {  # mode as Pillow reads it -> what is saved
+    "I;16": np.array([[0, 300, 65535]], np.uint16),
+    "I;16B": np.array([[0, 300, 65535]], ">u2"),
+    "I": np.array([[0, 70_000, 2_000_000]], np.int32),
+    "F": np.array([[0, 0.4, 1]], np.float32),
+}
+
+
+@pytest.mark.parametrize("kind, ending", [*((k, "tif") for k in DEEP), ("I;16", "png")])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_more_than_eight_bits_are_refused_not_cut_off(tmp_path, kind, ending, mode):
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(DEEP[kind]).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == kind
+    with pytest.raises(DataError, match=rf"x\.{ending} has over 8 bits a pixel: save"):
+        data.read_image(path, mode)
+
+
+def chunk(kind, content):
+    """A part of a PNG file."""
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+def test_colours_of_sixteen_bits_are_scaled(tmp_path):
+    """Pillow takes the upper 8 of them, but cannot write such a file."""
+    head = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">6H", 0, 255, 256, 0x8080, 65535, 0x1234)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
+    packed = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    (tmp_path / "x.png").write_bytes(packed)
+    pixels = data.read_image(tmp_path / "x.png", "RGB")
+    assert pixels[:, 0].T.tolist() == [[0, 0, 1], [0x80, 255, 0x12]]
 
 
 def test_colour_is_kept_where_it_is_asked_for(tmp_path):

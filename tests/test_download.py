@@ -1,6 +1,7 @@
 """Downloads against a server on this machine: whole and verified, or nothing."""
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -12,8 +13,11 @@ import sys
 import tarfile
 import threading
 import time
+import traceback
 import zipfile
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,14 +35,15 @@ class Server(ThreadingHTTPServer):
     """Answers each request with the next of `answers`; the last one stays.
 
     An answer is (status, body, bytes to send): fewer than the body's length, and the
-    connection breaks there. `half` is called once a first half has been sent.
+    connection breaks there. It may also be a function, which gets the handler. `half`
+    is called once a first half has been sent.
     """
 
     daemon_threads = True
 
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.answers, self.paths, self.half = [], [], None
+        self.answers, self.paths, self.logins, self.half = [], [], [], None
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -46,8 +51,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.paths.append(self.path)
+        server.logins.append(self.headers.get("Authorization"))
         answers = server.answers
-        status, body, count = answers.pop(0) if len(answers) > 1 else answers[0]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if callable(answer):
+            return answer(self)
+        status, body, count = answer
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -257,6 +266,206 @@ def test_reader_s_own_folder_is_never_replaced(server, origin, target):
     assert (target / "mine.txt").read_text() == "mine" and server.paths == []
 
 
+# Answers without sense, without end, without haste
+
+
+def send(status=200, parts=(), **headers):
+    """An answer with these headers and no others; its body comes part by part."""
+
+    def to(handler):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        try:
+            for part in parts:
+                handler.wfile.write(part)
+        except OSError:
+            pass  # the reader went away
+
+    return to
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "", "9" * 5000, "\u00b2"])
+def test_length_that_is_no_number_does_not_matter(server, origin, target, length):
+    server.answers = [send(parts=[tar(GOOD)], Content_Length=length)]
+    fetch(origin, target)
+    assert_whole(target)
+
+
+@pytest.mark.parametrize("to", ["http://[::1/x", "http://[nonsense]/x", "ftp://x/y"])
+def test_redirection_to_no_url(server, origin, target, to):
+    server.answers = [send(302, Location=to)]
+    with pytest.raises(Unavailable, match="answered without sense"):
+        fetch(origin, target)
+    assert len(server.paths) == 1 and left(target) == []
+
+
+def test_redirections_in_a_circle(server, origin, target):
+    server.answers = [send(302, Location="/again")]
+    with pytest.raises(Unavailable, match=r"without sense \(TooManyRedirects\)"):
+        fetch(origin, target)
+    assert len(server.paths) == 31 and left(target) == []  # no new try of all that
+
+
+def test_endless_body(server, origin, target, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 1 << 20)
+    server.answers = [send(parts=[bytes(1 << 16)] * 200)]
+    with pytest.raises(Unavailable, match="sends more than 1,048,576 bytes"):
+        fetch(origin, target)
+    assert len(server.paths) == 1 and left(target) == []
+
+
+def test_too_large_a_body_is_not_even_begun(server, origin, target):
+    server.answers = [send(Content_Length=str(download.LARGEST + 1))]
+    with pytest.raises(Unavailable, match="sends more than"):
+        fetch(origin, target)
+    assert len(server.paths) == 1 and left(target) == []
+
+
+@pytest.mark.parametrize("chunk", [b"%s", b"1\r\n%s\r\n"])
+def test_body_that_trickles(server, origin, target, monkeypatch, chunk):
+    def trickle():
+        for _ in range(200):
+            time.sleep(0.02)
+            yield chunk % b"x"
+
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    encoding = "chunked" if chunk != b"%s" else "identity"
+    server.answers = [send(parts=trickle(), Transfer_Encoding=encoding)]
+    with pytest.raises(Unavailable, match=r"is too slow: \d+ bytes in 0 s"):
+        fetch(origin, target)
+    assert len(server.paths) == 1 and left(target) == []
+
+
+def test_steady_body_that_takes_too_long(server, origin, target, monkeypatch):
+    monkeypatch.setattr(download, "LONGEST", 0)
+    server.answers = [answer(tar(GOOD))]
+    with pytest.raises(Unavailable, match="is too slow"):
+        fetch(origin, target)
+
+
+@pytest.fixture
+def secret(server, monkeypatch):
+    """The server as a mirror that wants a password."""
+    mirror = server.address.replace("//", "//reader:s%C3%A9cret@")
+    monkeypatch.setenv("SEGBOOK_MIRROR", mirror)
+    return server
+
+
+@pytest.mark.parametrize("what", ["busy", "missing", "broken", "away", "senseless"])
+def test_password_of_a_mirror_is_never_shown(
+    secret, origin, target, monkeypatch, capsys, what
+):
+    secret.answers = [
+        {
+            "busy": answer(b"", 503), "missing": answer(b"", 404),
+            "broken": answer(b"x" * 99, count=9), "away": None,
+            "senseless": send(302, Location="http://[::1/x"),
+        }[what]
+    ]  # fmt: skip
+    if what == "away":
+        mirror = "http://reader:s%C3%A9cret@127.0.0.1:9"
+        monkeypatch.setenv("SEGBOOK_MIRROR", mirror)
+    with pytest.raises(Unavailable, match="127.0.0.1") as caught:
+        fetch(origin, target)
+    told = "".join(traceback.format_exception(caught.value)) + capsys.readouterr().out
+    assert "cret" not in told and "reader" not in told
+
+
+def test_password_reaches_the_mirror(secret, server, origin, target):
+    server.answers = [answer(tar(GOOD))]
+    fetch(origin, target)
+    assert server.logins[0].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    "mirror, shown",
+    [
+        ("mirror.example", "'mirror.example/"),
+        ("127.0.0.1:9/sets", "'127.0.0.1:9/sets/"),
+        ("ftp://mirror.example", "'ftp://mirror"),
+        ("https:/mirror.example", "'https:/mirror"),
+        ("http://", "'http:///me"),
+        ("http://[::1", r"'http://\[::1"),
+        ("http://mirror.example:port", "'http://mirror.example:port"),
+        ("reader:secret@mirror.example", r"^'\*\*\*@mirror.example"),
+        ("http://reader:s/ecret@mirror", r"^'http://\*\*\*@mirror/"),
+    ],
+)
+def test_mirror_that_is_no_url(origin, target, monkeypatch, capsys, mirror, shown):
+    monkeypatch.setenv("SEGBOOK_MIRROR", mirror)
+    monkeypatch.setattr(download, "PAUSES", (600,))  # waiting would show
+    with pytest.raises(Unavailable, match=f"{shown}.* is not a URL: SEGBOOK_MIRROR"):
+        fetch(origin, target)
+    assert capsys.readouterr().out == "" and left(target) == []
+
+
+# Where one cannot write
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_folder_in_which_no_lock_can_be_made(origin):
+    words = r"cannot write /proc/sets: .*'/proc/\.sets\.lock'"
+    with pytest.raises(Unavailable, match=words):
+        fetch(origin, Path("/proc/sets"))
+
+
+def test_lock_that_another_never_sets_free(origin, target, monkeypatch, capsys):
+    target.parent.mkdir()
+    monkeypatch.setattr(download, "LONGEST", 0.1)
+    with open(target.parent / ".sets.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match=r"does not let go of .*/\.sets\.lock"):
+            fetch(origin, target)
+    assert "waiting" in capsys.readouterr().out
+
+
+def put(target):
+    """The data set at its place, as from a copy: no lock was ever there."""
+    for name, content in GOOD.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(content)
+
+
+def test_whole_folder_is_verified_without_writing(server, origin, target):
+    put(target)
+    before = target.parent.stat().st_mtime_ns
+    fetch(origin, target)
+    assert os.listdir(target.parent) == ["sets"] and server.paths == []
+    assert target.parent.stat().st_mtime_ns == before
+    (target / "image/0.png").write_bytes(b"changed")
+    with pytest.raises(Unavailable, match="remove the folder"):
+        fetch(origin, target)
+    assert os.listdir(target.parent) == ["sets"]
+
+
+@pytest.mark.parametrize("shut", ["", "image"])
+def test_folder_that_cannot_be_read(origin, target, monkeypatch, shut):
+    """Pretended: whoever is root may read everything."""
+    put(target)
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == target / shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(Unavailable, match="cannot read .*/sets: .*denied: '.*/sets"):
+        fetch(origin, target)
+
+
+def test_leftovers_beside_a_whole_folder_are_removed(server, origin, target):
+    """As of a process that was killed just after it had moved the folder."""
+    put(target)
+    (target.parent / ".sets.part-abc").mkdir()
+    (target.parent / ".sets.part-abc/archive.tar.gz").write_bytes(b"x")
+    (target.parent / ".others.part-abc").mkdir()
+    fetch(origin, target)
+    assert sorted(left(target)) == [".others.part-abc", "sets"]
+
+
 # Archives that want to write elsewhere
 
 
@@ -348,7 +557,7 @@ def test_single_files_are_kept_beside_folders(tmp_path):
 
 def test_link_in_the_place_of_a_single_file_is_refused(tmp_path):
     pack_zip(tmp_path / "x.zip", {"a/1.png": b"1"}, link_name="about.json")
-    with pytest.raises(Unavailable, match="refused: about.json.*link"):
+    with pytest.raises(Unavailable, match="refused: 'about.json'.*link"):
         download.unpack(tmp_path / "x.zip", tmp_path / "sets", ["a", "about.json"])
 
 
@@ -373,6 +582,91 @@ def test_damaged_zip(tmp_path):
     (tmp_path / "x.zip").write_bytes(whole)
     with pytest.raises(Unavailable, match="damaged"):
         download.unpack(tmp_path / "x.zip", tmp_path / "sets", ["a"])
+
+
+def spoil(packed, what):
+    """Changes a zip file with the one member a/1.png, which begins at byte 37."""
+    whole = bytearray(packed.read_bytes())
+    central = whole.rindex(b"PK\x01\x02")
+    if what == "encrypted":
+        whole[6] |= 1
+        whole[central + 8] |= 1
+    elif what == "of an unknown kind":
+        whole[8] = whole[central + 10] = 99
+    elif what == "named in no alphabet":
+        whole[7] |= 8
+        whole[central + 9] |= 8
+        whole[32] = whole[central + 48] = 255
+    else:
+        for place in range(50, 60):
+            whole[place] ^= 255
+    packed.write_bytes(whole)
+
+
+@pytest.mark.parametrize("method", ["STORED", "DEFLATED", "BZIP2", "LZMA"])
+@pytest.mark.parametrize(
+    "what", ["encrypted", "of an unknown kind", "named in no alphabet", "damaged"]
+)
+def test_zip_that_cannot_be_unpacked(tmp_path, method, what):
+    packed = tmp_path / "x.zip"
+    with zipfile.ZipFile(packed, "w", getattr(zipfile, f"ZIP_{method}")) as archive:
+        archive.writestr("a/1.png", GOOD["image/0.png"])
+    spoil(packed, what)
+    with pytest.raises(Unavailable, match="x.zip is damaged or locked"):
+        download.unpack(packed, tmp_path / "sets", ["a"])
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_damaged_tar_of_other_kinds(tmp_path, kind):
+    packed = tmp_path / "x.tar"
+    with tarfile.open(packed, f"w:{kind}") as archive:
+        for k in range(3):
+            info = tarfile.TarInfo(f"a/{k}.png")
+            info.size = 60_000
+            noise = np.random.default_rng(k).integers(256, size=60_000, dtype=np.uint8)
+            archive.addfile(info, io.BytesIO(noise.tobytes()))
+    whole = bytearray(packed.read_bytes())
+    for k in range(len(whole) // 2, len(whole) // 2 + 2000):
+        whole[k] ^= 255
+    packed.write_bytes(whole)
+    with pytest.raises(Unavailable, match="x.tar is damaged"):
+        download.unpack(packed, tmp_path / "sets", ["a"])
+
+
+def test_name_in_no_alphabet_is_a_wrong_hash(server, origin, target):
+    extra = [(tarfile.TarInfo(f"{TOP}data/image/\udcff.png"), b"x")]
+    server.answers = [answer(tar(GOOD, extra))]
+    with pytest.raises(Unavailable, match="not the expected ones"):
+        fetch(origin, target)
+    assert left(target) == []
+
+
+def test_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 1000)
+    pack_zip(tmp_path / "x.zip", {"a/1": bytes(999), "b/1": bytes(999), "a/2": b"ab"})
+    with pytest.raises(Unavailable, match="refused: x.zip holds over 1,000 bytes"):
+        download.unpack(tmp_path / "x.zip", tmp_path / "sets", ["a"])
+    download.unpack(tmp_path / "x.zip", tmp_path / "others", ["b"])
+
+
+def test_disk_that_is_full_is_no_damage(tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(download.shutil, "copyfileobj", fill)
+    pack_zip(tmp_path / "x.zip", {"a/1.png": b"1"})
+    with pytest.raises(OSError, match="No space left"):
+        download.unpack(tmp_path / "x.zip", tmp_path / "sets", ["a"])
+
+
+def test_hidden_files_are_neither_unpacked_nor_hashed(server, origin, target):
+    """A Mac puts them beside files of another system, and into archives."""
+    hidden = {"image/._0.png": b"x", "image/.DS_Store": b"y"}
+    server.answers = [answer(tar(GOOD | hidden))]
+    fetch(origin, target)
+    assert_whole(target)
+    (target / ".DS_Store").write_bytes(b"z")
+    fetch(origin, target)
 
 
 # Interruptions and company
@@ -463,6 +757,16 @@ def test_folder_hash_is_sha256_over_sorted_lines(tmp_path):
 # Through the loader
 
 
+def test_loader_takes_the_next_source_after_any_failure(
+    server, reader, monkeypatch, capsys
+):
+    monkeypatch.setitem(membranes.splits, "val", range(20, 21))
+    for bad in (send(302, Location="http://[::1"), answer(b"PK\5\6" + bytes(18))):
+        server.answers = [bad]
+        assert data.load("membranes", "val", size=32).source == "sample"
+        assert "trying the embedded sample" in capsys.readouterr().out
+
+
 def test_loader_takes_the_archive_and_then_the_folder(server, tmp_path, monkeypatch):
     files = {}
     for k in range(30):
@@ -488,6 +792,34 @@ def test_loader_takes_the_archive_and_then_the_folder(server, tmp_path, monkeypa
 
 
 # Kaggle
+
+
+@pytest.fixture
+def process():
+    """A command that neither ends nor says anything."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command) as process:
+        yield process
+        process.kill()
+
+
+def test_kaggle_that_sends_without_end(process, tmp_path, monkeypatch):
+    (tmp_path / "x.zip").write_bytes(bytes(11))
+    monkeypatch.setattr(download, "LARGEST", 10)
+    with pytest.raises(Unavailable, match="Kaggle sends more than 10 bytes"):
+        download.watch(process, tmp_path / "x.zip")
+
+
+def test_kaggle_that_falls_silent_with_and_without_a_bar(
+    process, tmp_path, monkeypatch
+):
+    (tmp_path / "x.zip").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    for quiet in (False, True):
+        bar = partial(download.tqdm, disable=quiet)
+        monkeypatch.setattr(download, "progress", lambda name, bar=bar: bar(desc=name))
+        download.watch(process, tmp_path / "x.zip")
+        assert process.poll() is None
 
 
 @pytest.fixture
@@ -524,7 +856,7 @@ def kaggle_server(no_account, monkeypatch):
         server.shutdown()
 
 
-def send(server, packed):
+def send_kaggle(server, packed):
     """Lets Kaggle's client have a zip file: it asks for the set's details first."""
     details = json.dumps({"info": {"licenses": []}}).encode()
     server.answers = [answer(details), answer(packed.read_bytes())]
@@ -533,7 +865,7 @@ def send(server, packed):
 def test_kaggle_download(kaggle_server, tmp_path, target, origin):
     files = {f"The set/{name}": content for name, content in GOOD.items()}
     pack_zip(tmp_path / "sent.zip", files)
-    send(kaggle_server, tmp_path / "sent.zip")
+    send_kaggle(kaggle_server, tmp_path / "sent.zip")
     fetch(Kaggle("me/sets", "The set", ("image", "label"), origin.sha256), target)
     assert_whole(target)
 
@@ -570,7 +902,7 @@ def small_landcover(tmp_path, monkeypatch):
 def test_loader_takes_kaggle_and_then_the_folder(
     kaggle_server, reader, small_landcover
 ):
-    send(kaggle_server, small_landcover)
+    send_kaggle(kaggle_server, small_landcover)
     found = data.load("landcover", source="kaggle")
     assert found.source == "kaggle" and len(found) == 6
     assert found.labels.unique().tolist() == [landcover.classes.index("road")]

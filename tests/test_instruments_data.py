@@ -191,6 +191,14 @@ def test_file_that_is_no_frame_is_named(local, half, wrong):
             data.load("instruments", split)
 
 
+def test_hidden_files_are_no_frames(local):
+    count = len(data.load("instruments", "val"))
+    for kind in ("mask", "image_3"):
+        path = local / name(6, 9, kind)
+        path.with_name(f"._{path.name}").write_bytes(b"what a Mac leaves")
+    assert len(data.load("instruments", "val")) == count
+
+
 def test_missing_files_are_listed(local):
     assert instruments.missing(local) == []
     (local / name(6, 9)).unlink()

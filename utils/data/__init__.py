@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils import runtime
-from utils.data.download import DataError, Unavailable, fetch
+from utils.data.download import DataError, Unavailable, fetch, verify
 
 NAMES = (
     "buildings", "camvid", "instrument_parts", "instruments", "landcover", "membranes",
@@ -32,6 +32,7 @@ SOURCES = {
     "kaggle": "Kaggle",
     "sample": "the embedded sample",
 }
+CHANGED = "local files, not as published"  # what sources_used says of such a folder
 _used = {}  # name of a data set -> the sources it came from in this process
 
 
@@ -78,7 +79,7 @@ def load(name, split="train", size=None, source=None, keep_labels=False):
     source, pairs = find(name, module, split, forced_source(source))
     images, labels, outlines = stack(name, pairs, size, keep_labels)
     names = item_names(name, module, split, source, len(images))
-    _used.setdefault(name, set()).add(source)
+    _used.setdefault(name, set()).add(checked(name, module, source))
     return Dataset(
         name, split, images, labels, module.classes, module.palette, module.ignore,
         module.licence, module.citation, source, outlines, names,
@@ -128,7 +129,10 @@ def reader(name):
 
 
 def sources_used():
-    """Name -> source of all that was loaded in this process; "a + b" where two were."""
+    """Name -> source of all that was loaded in this process; "a + b" where two were.
+
+    It is CHANGED for a local folder whose files do not have the published hash.
+    """
     return {name: " + ".join(sorted(found)) for name, found in _used.items()}
 
 
@@ -178,9 +182,16 @@ def item_names(name, module, split, source, count):
 
 
 def check_local(name, module, folder):
-    """Raises Unavailable without the folder, DataError when it lacks files."""
-    if not folder.exists():
+    """Raises Unavailable without the folder, DataError when it is not whole and open.
+    """
+    if not os.path.exists(folder):
         raise Unavailable(f"there is no folder {shown(folder)}")
+    closed = first_closed(folder)
+    if closed:
+        raise DataError(
+            f"{shown(closed)} may not be read: give yourself permission to read all of "
+            f"{shown(folder)} (chmod -R u+rwX), or ask its owner"
+        )
     lacking = module.missing(folder)
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -188,6 +199,31 @@ def check_local(name, module, folder):
             f"{shown(folder)} is incomplete: it lacks {lacking[0]}{more}. Complete it, "
             f"or remove it so that {name} is fetched again"
         )
+
+
+def first_closed(folder):
+    """A folder, or what in it comes first, that may not be read; None without any."""
+    enter = os.R_OK | os.X_OK
+    places = [(folder, enter)]
+    for here, folders, files in os.walk(folder):
+        places += [(Path(here, name), enter) for name in folders]
+        places += [(Path(here, name), os.R_OK) for name in files]
+    for place, needed in places:
+        if os.path.exists(place) and not os.access(place, needed):
+            return place
+    return None
+
+
+def checked(name, module, source):
+    """The source, or CHANGED, and a line that says so, for files not as published."""
+    if source == "local":
+        try:
+            verify(data_root() / name, (module.archive or module.kaggle).sha256)
+        except Unavailable as error:
+            if CHANGED not in _used.get(name, ()):
+                print(f"{name}: {error}; taken as they are")
+            return CHANGED
+    return source
 
 
 def advice(name, source, error):
@@ -260,15 +296,19 @@ def resize_label(label, size):
 def read_image(path, mode):
     """Reads an image file as (C, H, W) uint8; mode "L" is one channel, "RGB" three.
 
-    Whatever the file holds (grey, colour, palette, transparency) is converted.
-    Raises DataError, naming the file, when it cannot be read.
+    Whatever the file holds (grey, colour, palette, transparency) is converted. Raises
+    DataError, naming the file, when it cannot be read, and for grey levels of 16 bits,
+    of 32 or in floating point: nothing says where their black and white lie.
     """
     try:
         with Image.open(path) as image:
+            deep = image.mode[0] in "IF"  # Pillow would cut them off at 0 and 255
             pixels = np.array(image.convert(mode))
     except Exception as error:  # Pillow has many ways to fail on a broken file
         raise DataError(
             f"{path} cannot be read as an image ({error}): replace it, or remove its "
             "data set's folder so that it is fetched again"
         ) from error
+    if deep:
+        raise DataError(f"{path} has over 8 bits a pixel: save it again, scaled to 8")
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)

@@ -42,6 +42,7 @@ archive = Archive(
 kaggle = None
 ROWS, ZOOM = range(220241, 220249), 19  # of the block, each column of it
 SIDE = 512  # pixels of a tile
+NEAR = 100 * SIDE  # pixels from a tile, in which all outlines lie; about 7 km
 
 
 class Tile(NamedTuple):
@@ -85,8 +86,8 @@ def rasterise(polygons, size=SIDE):
     """Numbers the pixels whose centres polygons cover: int32 (H, W).
 
     0 is ground, k + 1 is polygon k; where two overlap it is the later one. A polygon is
-    a list of rings (N, 2) of columns and rows: its outline, then its holes. size: a side
-    or (H, W).
+    a list of rings (N, 2) of columns and rows: its outline, then its holes. size: a
+    side or (H, W).
     """
     size = size if isinstance(size, tuple) else (size, size)
     numbers = np.zeros(size, np.int32)
@@ -148,7 +149,7 @@ def image_name(tile):
 
 
 def geojson_files(folder):
-    return sorted(folder.glob("osm/*.geojson"))
+    return sorted(folder.glob("osm/[!.]*.geojson"))
 
 
 def read(folder, split):
@@ -183,8 +184,10 @@ def read_features(folder):
             outline(feature["properties"]["osm_id"], feature["geometry"])
             for feature in found
         ]
-        return features, bounds(features)
-    except (OSError, ValueError, LookupError, TypeError, DataError) as error:
+        boxes = bounds(features)
+        check_place(features, boxes)
+        return features, boxes
+    except Exception as error:  # a broken file has many ways to fail
         raise DataError(
             f"{files[0]} cannot be read as GeoJSON outlines ({error}): replace it, or "
             "remove its data set's folder so that it is fetched again"
@@ -202,9 +205,21 @@ def bounds(features):
         raise DataError("it has no features")
     corners = []
     for feature in features:
-        points = np.concatenate([rings[0] for rings in polygons_of(feature)])
+        points = np.concatenate(sum(polygons_of(feature), []))
         corners.append((points.min(axis=0), points.max(axis=0)))
     return np.array(corners)
+
+
+def check_place(features, boxes):
+    """Raises DataError for an outline elsewhere: in metres, for instance, or swapped.
+    """
+    near = abs(to_pixels(boxes, block("train")[0])) < NEAR  # False for NaN
+    if not near.all():
+        first = np.flatnonzero(~near.all(axis=(1, 2)))[0]
+        raise DataError(
+            f"the outline {features[first]['properties']['osm_id']} is far away, at "
+            f"{boxes[first, 0].tolist()}: points are longitude, latitude, in degrees"
+        )
 
 
 def outlines_on(tile, features, boxes):

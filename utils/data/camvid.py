@@ -61,7 +61,7 @@ def missing(folder):
 
 
 def files(folder):
-    return {path.name for path in folder.glob("*.png")}
+    return {path.name for path in folder.glob("[!.]*.png")}
 
 
 def names(folder, split):

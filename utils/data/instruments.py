@@ -76,7 +76,7 @@ def frames(folder, kind):
     Raises DataError for a name, or a sequence, that the data set does not have.
     """
     found = {}
-    for path in folder.glob(f"foreground/*/{kind}/*.png"):
+    for path in folder.glob(f"foreground/*/{kind}/[!.]*.png"):
         name = re.fullmatch(r"seq_(\d+)_frame(\d+)", path.stem)
         if not name or int(name[1]) not in SEQUENCES:
             raise DataError(
