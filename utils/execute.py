@@ -8,6 +8,7 @@ sample. The kernel is the Python that runs this module.
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import html
 import importlib
@@ -118,10 +119,11 @@ def check_writable(target):
         raise ValueError(f"{target} is a folder; name a file in it")
     # For root everything may be written, so ask what the owner of the file wished.
     locked = file.exists() and not file.stat().st_mode & stat.S_IWUSR
-    if locked or not os.access(file if file.exists() else file.parent, os.W_OK):
+    needed = [place for place in (file, file.parent) if place.exists()]
+    if locked or not all(os.access(place, os.W_OK) for place in needed):
         raise ValueError(
-            f"{target} may not be written, it is read-only: change that, or add "
-            "--output FILE to write elsewhere"
+            f"{target} may not be written, it or its folder is read-only: change that, "
+            "or add --output FILE to write elsewhere"
         )
 
 
@@ -193,13 +195,12 @@ def write(notebook, target):
 
 def put_aside(notebook, name, file):
     """Writes a notebook that must not, or cannot, lie in its place into runs/, else
-    into the folder for temporary files; returns where, in words."""
-    for folder in (runtime.runs() / name, Path(tempfile.gettempdir()) / name):
-        try:
-            write(notebook, folder / file)
-            return f"in {folder / file}"
-        except OSError:
-            continue
+    into a folder for temporary files; returns where, in words."""
+    for folder in (runtime.runs, tempfile.mkdtemp):
+        with contextlib.suppress(OSError):
+            place = Path(folder()) / name / file
+            write(notebook, place)
+            return f"in {place}"
     return "nowhere, as no other place could be written either"
 
 
