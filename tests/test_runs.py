@@ -1,6 +1,7 @@
 """Runs and their records: what a page gets, and when a record no longer holds."""
 
-import json
+import errno
+import io
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
-from utils import data, record, runs, runtime, training
+from utils import chapters, checkpoints, data, metrics, record, runs, runtime, training
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,64 @@ def test_a_flipped_bit_in_the_weights_is_noticed(kept):
         runs.obtain(RUN)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"chapter": "unet"}'])
-def test_a_broken_record_says_what_to_do(kept, text):
-    file, _ = runs.files(RUN)
-    file.write_text(text)
-    with pytest.raises(ValueError, match="git checkout"):
+def test_missing_weights_say_what_to_do(kept):
+    runs.files(RUN)[1].unlink()
+    with pytest.raises(ValueError, match="tiny.safetensors.*git checkout"):
         runs.obtain(RUN)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"chapter": "x"}', b"\xff\xfe{"])
+def test_a_broken_record_says_what_to_do(kept, raw):
+    file, _ = runs.files(RUN)
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match="tiny.json is no record.*git checkout"):
+        runs.obtain(RUN)
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_a_finished_training():
+    runs.obtain(RUN)
+    (file,) = (runtime.runs() / "unet").iterdir()
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match=f"{file.name} is damaged.*: delete it"):
+        runs.obtain(RUN)
+    file.unlink()
+    runs.obtain(RUN)
+
+
+# The chapter of the U-Net chooses weights on validation slices
+
+
+@pytest.fixture
+def unet(monkeypatch):
+    """The chapter, loaded anew: a test may change what its functions call."""
+    monkeypatch.setenv("SEGBOOK_PROFILE", "cpu")
+    return chapters.load("unet")
+
+
+def test_what_chooses_the_weights_of_the_unet_counts(unet, monkeypatch):
+    before = unet.MAIN.fingerprints()
+    other = {**unet.MAIN.data, "val": unet.MAIN.data["test"]}
+    after = replace(unet.MAIN, data=other).fingerprints()
+    assert after["training"] != before["training"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "membrane_dice", lambda model, dataset: 0.0)
+        after = unet.MAIN.fingerprints()
+    assert after["training"] != before["training"]
+    assert after["scores"] == before["scores"]
+    monkeypatch.setattr(metrics, "dice", lambda table: table)
+    after = unet.MAIN.fingerprints()
+    assert all(after[part] != before[part] for part in before)
+
+
+def test_checkpoints_of_the_unet_know_its_validation_labels(unet):
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    other = labels.clone()
+    other[1, 4, 4] = 1
+    names = {runs.path("unet", "small", unet.learn, one) for one in (labels, other)}
+    assert len(names) == 2
 
 
 # Stages
@@ -296,6 +349,40 @@ def test_records_are_made_from_real_data_only(monkeypatch):
     monkeypatch.setattr(data, "load", lambda **how: load(**how, source="sample"))
     with pytest.raises(record.Refused, match="SEGBOOK_DATA"):
         record.record(RUN)
+    assert not runs.results().exists()
+
+
+def test_a_full_disk_keeps_the_old_record(kept, monkeypatch, capsys):
+    files = {path: path.read_bytes() for path in runs.results().glob("unet/*")}
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record, "find", lambda *_: RUN)
+    monkeypatch.setattr(checkpoints, "open", Full, raising=False)
+    assert record.main(["record", "unet", "tiny"]) == 1
+    assert "tiny.safetensors cannot be written, the disk is full" in (
+        capsys.readouterr().out
+    )
+    assert {p: p.read_bytes() for p in runs.results().glob("unet/*")} == files
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (KeyboardInterrupt(), "goes on from there"),
+        (FloatingPointError("the loss is no longer finite: lower"), "finite: lower"),
+    ],
+)
+def test_a_training_that_stops_gives_a_message(error, told, monkeypatch, capsys):
+    def trained(*_):
+        raise error
+
+    monkeypatch.setattr(record, "find", lambda *_: RUN)
+    monkeypatch.setattr(runs, "trained", trained)
+    assert record.main(["record", "unet", "tiny"]) == 1
+    assert told in capsys.readouterr().out
     assert not runs.results().exists()
 
 

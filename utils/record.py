@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 from utils import chapters, data, runs, runtime, training
+from utils.checkpoints import replacing
 
 CLOSE = 1e-4  # how far losses or scores may differ that count as the same
 
@@ -157,7 +158,8 @@ def write_card(run, made, sets):
         "not for diagnosis, not for any decision about people.",
         "",
     ]
-    file.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+    with replacing(file.with_suffix(".md")) as card:
+        card.write("\n".join(lines).encode())
 
 
 def kept_runs():
@@ -190,8 +192,14 @@ def main(arguments=None):
         return 2
     try:
         return COMMANDS[options.command](find(options.chapter, options.run))
-    except (Refused, ValueError, data.DataError, FileNotFoundError) as error:
+    except (Refused, ValueError, OSError, FloatingPointError, data.DataError) as error:
         print(error)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted. What is finished lies in {runtime.runs()}: the same "
+            "command goes on from there."
+        )
         return 1
 
 

@@ -16,6 +16,7 @@ from datetime import date
 import torch
 
 from utils import data, runtime, training
+from utils.checkpoints import replacing
 from utils.fingerprint import fingerprint
 
 FIRST = 20  # losses that a record holds, and that a restamp makes again
@@ -195,9 +196,9 @@ def check(run):
 def read(run):
     """The record of a run. A file that is no record: ValueError, with what to do."""
     file, _ = files(run)
-    text = file.read_text(encoding="utf-8")
+    raw = file.read_bytes()
     try:
-        return Record(**json.loads(text))
+        return Record(**json.loads(raw))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{file} is no record ({error}): fetch it again with git checkout"
@@ -207,13 +208,13 @@ def read(run):
 def weights_into(run, record):
     """The network of a run with its recorded weights, in eval mode, on the device.
 
-    Weights that are not those of the record, by a single bit: ValueError.
+    Weights that are missing, or not those of the record, by a single bit: ValueError.
     """
     _, file = files(run)
-    if sha256(file) != record.weights["sha256"]:
+    if not file.is_file() or sha256(file) != record.weights["sha256"]:
         raise ValueError(
-            f"{file} does not hold the weights of its record (another SHA-256): fetch "
-            "it again with git checkout"
+            f"{file} does not hold the weights of its record (no such file, or another "
+            "SHA-256): fetch it again with git checkout"
         )
     from safetensors.torch import load_file  # only where there is something to load
 
@@ -300,17 +301,15 @@ def keep(run, sets, model, history):
 
     The scores are those of the weights as they are kept, rounded.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     file, weights = files(run)
     state = rounded(model.state_dict())
     model.load_state_dict(state)
     record = describe(run, sets, model.eval(), history, run.score(model, sets))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = weights.with_suffix(".part")
-    save_file(state, part)
-    record.weights = {"sha256": sha256(part), "bytes": part.stat().st_size}
-    os.replace(part, weights)
+    with replacing(weights) as new:
+        new.write(save(state))
+    record.weights = {"sha256": sha256(weights), "bytes": weights.stat().st_size}
     write(record, file)
     return record
 
@@ -318,12 +317,8 @@ def keep(run, sets, model, history):
 def write(record, file):
     """In one step: the file holds the old record or the new one, never a part."""
     values = {one.name: getattr(record, one.name) for one in fields(record)}
-    part = file.with_suffix(".part")
-    try:
-        part.write_text(as_json(values) + "\n", encoding="utf-8")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(file) as new:
+        new.write(f"{as_json(values)}\n".encode())
 
 
 def as_json(values):
