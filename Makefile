@@ -79,18 +79,12 @@ repo:
 clean:
 	rm -rf _build .vendor .pytest_cache
 
-# uv takes the book's list in two seconds; where it cannot be had, pip does the same.
 $(VENV)/book: requirements-book.txt
-	@test -x $(BIN)/python || { python=$$(sh tools/python.sh $(PYTHON)) && \
-	  echo "Making $(VENV) with $$python" && "$$python" -m venv --clear $(VENV); }
-	@echo "Installing what the book needs"
-	@$(PIP) --quiet uv==0.13.9 && \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -r $< || $(PIP) -r $<
+	@sh tools/install.sh $(VENV) $(PYTHON)
 	@touch $@
 
 # PyTorch is for pip alone, which takes the build that is configured for the machine.
 $(VENV)/reader: requirements.txt $(VENV)/book
-	$(PIP) --quiet pip==26.3
 	$(PIP) -r $<
 	@touch $@
 

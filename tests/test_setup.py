@@ -200,7 +200,7 @@ def test_book_needs_its_own_list_and_run_the_rest(tmp_path):
     for path in [ROOT / "Makefile", *ROOT.glob("requirements*.txt")]:
         shutil.copy(path, tmp_path)
     book = make(tmp_path, "--dry-run", "book").stdout
-    assert "-r requirements-book.txt" in book and "-r requirements.txt" not in book
+    assert "tools/install.sh .venv" in book and "-r requirements.txt" not in book
     assert "file://" in book.splitlines()[-1]
     assert "-r requirements.txt" in make(tmp_path, "--dry-run", "install").stdout
     tests = make(tmp_path, "--dry-run", "test", "ARGS=-k pages").stdout
