@@ -1,6 +1,7 @@
-# Two commands: `make book` builds the book, `make test` checks it.
+# `make book` builds the book, `make test` checks it; README.md says what the rest does.
 
-PYTHON ?= python3.11
+# PYTHON: the newest from 3.11 to 3.14 unless named.
+PYTHON ?=
 VENV ?= .venv
 CHAPTER ?=
 RUN ?=
@@ -8,27 +9,44 @@ PROFILE ?=
 REPLACE ?=
 URL ?=
 OFFLINE ?=
+PORT ?= 8000
 ARGS ?=
 
 BIN := $(VENV)/bin
-# A new pip finds 110 packages in half the time of Python 3.11's. They are compiled
-# when first imported: most never are.
+PAGE := _build/html/index.html
+# Packages are compiled when first imported: most never are.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
-PAGE := _build/html/index.html
+# Passed on as it is: neither make nor the shell runs what stands in it.
+override URL := $(value URL)
+export URL
 
-.PHONY: book test run record reproduce restamp sync cards repo clean
+.PHONY: book serve install test check run record reproduce restamp sync cards repo clean
 
 # OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
-book: $(VENV)/reader
+book: $(VENV)/book
 	$(if $(OFFLINE),$(BIN)/python tools/vendor.py)
 	SEGBOOK_OFFLINE=$(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going -n
-	@echo "The book is ready, open: file://$(CURDIR)/$(PAGE)"
+	@echo "The book is ready, open: file://$(CURDIR)/$(PAGE) (or: make serve)"
+
+# The built book on http://127.0.0.1:8000/, or another PORT.
+serve: $(VENV)/book
+	@$(BIN)/python tools/serve.py $(PORT)
+
+# What the chapters need, PyTorch too, for Jupyter or an editor.
+install: $(VENV)/reader
+	@echo "All is in $(VENV): let Jupyter or your editor take $(CURDIR)/$(BIN)/python"
 
 # ARGS go to pytest: make test ARGS="-k pages".
 test: $(VENV)/developer
 	@sh tools/browser.sh
 	$(BIN)/python -m pytest $(ARGS)
+
+# The slow checks that `make test` leaves out, and the workflows.
+check: $(VENV)/developer
+	@sh tools/browser.sh
+	@test ! -f tools/workflows.sh || sh tools/workflows.sh
+	$(BIN)/python -m pytest -m check $(ARGS)
 
 # Runs one chapter from top to bottom and writes its outputs and its stamp. REPLACE=1:
 # even if the page that stands was made from real data, and this one would not be.
@@ -49,26 +67,27 @@ sync: $(VENV)/reader
 	$(BIN)/jupytext --sync chapters/*.py
 
 # What comes from networks.yml: the chapters' cards and the README's table.
-cards: $(VENV)/reader
+cards: $(VENV)/book
 	$(BIN)/python tools/cards.py
 
 # The book's own address, for Colab and the links: _config.yml and first cells.
 repo:
-	@test -n "$(URL)" || \
+	@test -n "$$URL" || \
 	  { echo "Give it: make repo URL=https://github.com/me/fork"; exit 2; }
-	@$(PYTHON) tools/repo.py "$(URL)"
+	@python=$$(sh tools/python.sh $(PYTHON)) && "$$python" tools/repo.py "$$URL"
 
 clean:
 	rm -rf _build .vendor .pytest_cache
 
-$(VENV)/reader: requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install" \
-	  "Python 3.11, or name another: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --quiet pip==26.3
-	$(PIP) -r requirements.txt
+$(VENV)/book: requirements-book.txt
+	@sh tools/install.sh $(VENV) $(PYTHON)
+	@touch $@
+
+# PyTorch is for pip alone, which takes the build that is configured for the machine.
+$(VENV)/reader: requirements.txt $(VENV)/book
+	$(PIP) -r $<
 	@touch $@
 
 $(VENV)/developer: requirements-dev.txt $(VENV)/reader
-	$(PIP) -r requirements-dev.txt
+	$(PIP) -r $<
 	@touch $@
