@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import runs, training
+from utils import runs, runtime, training
 from utils.checkpoints import load_weights, save_weights
 from utils.data.augment import Augment
 from utils.training import fit, poly
@@ -182,7 +182,7 @@ def test_exploded_weights_are_not_saved_and_the_file_is_named(tmp_path):
         )  # fmt: skip
     assert steps == 20
     kept = load_weights(checkpoint)
-    assert len(kept["history"]["losses"]) == 10
+    assert len(kept["history"]["losses"]) == 16  # saved at each tenth of the steps
     assert all(value.isfinite().all() for value in kept["model"].values())
 
 
@@ -222,34 +222,103 @@ def logits_of(model):
     return model(images), labels
 
 
-def test_emulated_bfloat16_is_not_taken(monkeypatch):
-    """A T4 has it by emulation only: float16 and a scaler are faster there."""
-    asked = {}
+def test_float16_gets_a_scaler_and_nothing_else_does(monkeypatch):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        monkeypatch.setattr(runtime, "precision", lambda device: dtype)
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        run = training._Run(model, optimizer, poly(10), 0, None)
+        assert run.scaler.is_enabled() == (dtype == torch.float16)
 
-    def supported(including_emulation=True):
-        asked["emulation"] = including_emulation
-        return including_emulation
 
-    class OnGPU:
-        type = "cuda"
+def test_outputs_and_loss_are_computed_in_the_precision_of_the_device(monkeypatch):
+    found = []
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda enabled: enabled)
-    model = network()
-    parameter = next(model.parameters())
-    monkeypatch.setattr(
-        model, "parameters", lambda: iter([type("P", (), {"device": OnGPU})()])
-    )
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    run = training._Run(model, optimizer, poly(10), 0, None)
-    assert asked == {"emulation": False}
-    assert run.dtype is torch.float16 and run.scaler is True
+    def note(logits, labels):
+        found.append(logits.dtype)
+        return F.cross_entropy(logits.float(), labels)
+
+    def run():
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return fit(model, sample, note, optimizer, 1, progress=False)
+
+    run()
+    monkeypatch.setattr(runtime, "precision", lambda device: torch.bfloat16)
+    run()
+    assert found == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("wrong", [dict(steps=0), dict(warmup=-1), dict(every=-2)])
 def test_impossible_numbers_of_steps_are_refused(wrong):
     with pytest.raises(ValueError, match="at least one step"):
         train(network(), **wrong)
+
+
+def test_a_batch_without_images_is_refused():
+    def empty(generator):
+        return tuple(part[:0] for part in sample(generator))
+
+    with pytest.raises(ValueError, match="a batch without images"):
+        train(network(), draw=empty)
+
+
+def test_a_folder_that_takes_no_files_is_named_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+
+    def never(generator):
+        raise AssertionError("a step was taken")
+
+    with pytest.raises(OSError, match="SEGBOOK_RUNS"):
+        train(network(), draw=never, checkpoint=tmp_path / "file" / "unet" / "run.pt")
+
+
+def test_a_finished_run_is_read_back_from_a_folder_that_takes_no_files(
+    tmp_path, monkeypatch
+):
+    checkpoint = tmp_path / "run.pt"
+    expected = train(network(), checkpoint=checkpoint)
+
+    def refuse(folder):
+        raise OSError("read-only")
+
+    monkeypatch.setattr(runtime, "check_writable", refuse)
+    assert train(network(), checkpoint=checkpoint).losses == expected.losses
+
+
+def test_without_validations_an_interruption_costs_a_tenth_at_most(tmp_path):
+    """Stopped in the last of 40 steps, with one validation, at the end."""
+    checkpoint, drawn = tmp_path / "run.pt", []
+
+    def draw(generator):
+        drawn.append(1)
+        if len(drawn) == 40:
+            raise Interrupted
+        return sample(generator)
+
+    with pytest.raises(Interrupted):
+        train(network(), draw=draw, every=None, checkpoint=checkpoint)
+    assert len(load_weights(checkpoint)["history"]["losses"]) == 36
+    resumed = train(network(), draw=draw, every=None, checkpoint=checkpoint)
+    whole = train(network(), every=None)
+    assert len(drawn) == 44
+    assert resumed.losses == whole.losses and resumed.scores == whole.scores
+    assert [step for step, _ in whole.scores] == [40]
+
+
+def test_a_checkpoint_made_before_devices_were_told_apart_is_read(tmp_path):
+    checkpoint = tmp_path / "run.pt"
+    expected = train(network(), checkpoint=checkpoint)
+    state = load_weights(checkpoint)
+    del state["rng_device"]
+    save_weights(state | {"rng_cuda": None}, checkpoint)
+    assert train(network(), checkpoint=checkpoint).losses == expected.losses
+
+
+def test_nothing_is_counted_or_said_on_a_cpu(capsys):
+    train(network(), progress=True)
+    said = capsys.readouterr()
+    assert "TFLOP" not in said.out + said.err
 
 
 def test_what_follows_each_step_may_stop_it():

@@ -3,13 +3,14 @@
 import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from utils import checkpoints
+from utils import checkpoints, runtime
 
 after_step = []  # functions (step, loss), called after each step; one may raise to stop
 
@@ -58,13 +59,17 @@ def fit(
 
     The learning rates of the optimiser rise over `warmup` steps and fall to zero as
     (1 - step / steps) ** power (the poly schedule). `clip` bounds the norm of the
-    gradient. `checkpoint` names a file: an interrupted run goes on from it to the
-    same numbers, and a finished one is read back instead of trained again.
+    gradient. `checkpoint` names a file, written at each validation and at least ten
+    times: an interrupted run goes on from it to the same numbers, and a finished one is
+    read back instead of trained again.
+    The precision is that of `runtime.precision`. On an accelerator a line says, once
+    the first step is done, how long the training would take on a Colab T4.
     At the end the model is in eval mode and holds the weights with the best score; the
     last ones where there is none.
 
     A loss or weights that are no longer finite: FloatingPointError, and no such state
-    is saved. steps under 1, or every or warmup under 0: ValueError.
+    is saved. steps under 1, every or warmup under 0, an empty batch: ValueError. A
+    checkpoint that cannot be written: OSError, before the first step.
     """
     if steps < 1 or warmup < 0 or (every or 0) < 0:
         raise ValueError(
@@ -72,23 +77,32 @@ def fit(
             "one step, and none of the three is negative"
         )
     every = every or steps
+    keep = max(1, steps // 10)  # steps that an interruption may cost
     run = _Run(model, optimizer, poly(steps, power, warmup), seed, checkpoint)
+    if run.checkpoint and run.step < steps:
+        runtime.check_writable(run.checkpoint.parent)
     hidden = not progress or run.step >= steps
     with tqdm(total=steps, initial=run.step, disable=hidden, mininterval=1.0) as bar:
+        estimate = runtime.estimate(run.device, steps - run.step, bar.write)
+        counting = nullcontext() if hidden else estimate  # around the first step
         while run.step < steps:
             start = time.perf_counter()
             model.train()
-            for _ in range(min(every - run.step % every, steps - run.step)):
+            ends = (n - run.step % n for n in (every, keep))
+            for _ in range(min(*ends, steps - run.step)):
                 images, *targets = sample(run.generator)
+                check_batch(images)
                 images = images.contiguous(memory_format=torch.channels_last)
-                with run.autocast():
-                    value = loss(model(images), *targets)
-                run.update(value, clip)
+                with counting:
+                    with runtime.autocast(run.device):
+                        value = loss(model(images), *targets)
+                    run.update(value, clip)
+                counting = nullcontext()
                 bar.update()
                 for call in after_step:
                     call(run.step, value.item())
             score = None
-            if evaluate is not None:
+            if evaluate is not None and (run.step % every == 0 or run.step == steps):
                 score = run.evaluate(evaluate)
                 bar.set_postfix(loss=f"{run.recent_loss:.3f}", score=f"{score:.3f}")
             run.end_of_round(score, time.perf_counter() - start)
@@ -100,6 +114,14 @@ def __getattr__(name):
     if name == "restored_seconds":
         return checkpoints.restored_seconds
     raise AttributeError(name)
+
+
+def check_batch(images):
+    if not len(images):
+        raise ValueError(
+            "a batch without images: sample(generator) must give at least one, so look "
+            "at the size of the data set and of the batch"
+        )
 
 
 def poly(steps, power=0.9, warmup=0):
@@ -120,12 +142,8 @@ class _Run:
         self.model = model.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        # Half precision pays on a GPU; on most CPUs it is slower than float32. Older
-        # GPUs, as Colab's T4, only emulate bfloat16: they take float16 and a scaler.
-        self.amp = self.device.type == "cuda"
-        bfloat16 = self.amp and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.dtype = torch.bfloat16 if bfloat16 else torch.float16
-        self.scaler = torch.amp.GradScaler(enabled=self.amp and not bfloat16)
+        half = runtime.precision(self.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.generator = torch.Generator().manual_seed(seed)  # draws the batches
         torch.manual_seed(seed)  # dropout
         self.losses = []  # of the round under way, still on the device
@@ -142,9 +160,6 @@ class _Run:
     @property
     def recent_loss(self):
         return float(torch.stack(self.losses[-20:]).mean())
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.amp)
 
     def update(self, value, clip):
         self.optimizer.zero_grad(set_to_none=True)
@@ -200,7 +215,6 @@ class _Run:
     def save(self):
         if self.checkpoint is None:
             return
-        cuda = self.device.type == "cuda"
         checkpoints.save_weights(
             {
                 "model": self.model.state_dict(),
@@ -210,7 +224,7 @@ class _Run:
                 "scaler": self.scaler.state_dict(),
                 "generator": self.generator.get_state(),
                 "rng": torch.get_rng_state(),
-                "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+                "rng_device": runtime.rng_state(self.device),
                 "history": vars(self.history),
             },
             self.checkpoint,
@@ -224,8 +238,7 @@ class _Run:
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["rng"].cpu())
-        if state["rng_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"].cpu(), self.device)
+        runtime.set_rng_state(self.device, state.get("rng_device"))
         self.history = History(**state["history"])
         checkpoints.restored_seconds += self.history.seconds
 
