@@ -354,8 +354,8 @@ def test_lite0_cut_short(lite0, maps):
 @pytest.mark.parametrize("name", NAMES)
 def test_too_small_an_image_is_refused_with_its_size(name):
     encoder = sketch(name)
-    for height, width in [(32, 32), (32, 200), (200, 32), (1, 1)]:
-        message = f"images of {height} x {width} pixels.* at least 33 x 33"
+    for height, width in [(31, 31), (31, 200), (200, 31), (1, 1)]:
+        message = f"images of {height} x {width} pixels.* at least 32 x 32"
         with pytest.raises(ValueError, match=message):
             encoder(on_paper(1, 3, height, width))
 

@@ -47,7 +47,7 @@ PACKAGED = {  # SHA-256 of the files in the packages efficientnet-...-pytorch-mo
     "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
 }
-SMALLEST = 33  # pixels: at output stride 32, two positions a side
+SMALLEST = 32  # pixels: at output stride 32, one position
 
 
 def build(name, in_channels=3, output_stride=None, pretrained=False, **options):
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
     def forward(self, images):
         """Images (B, C, H, W), normalised -> features [(B, channels, H/stride, ...)].
 
-        Sizes that no stride divides are rounded up. Smaller than 33 pixels, or another
+        Sizes that no stride divides are rounded up. Smaller than 32 pixels, or another
         number of channels: ValueError.
         """
         if images.ndim != 4 or images.shape[1] != self.in_channels:
