@@ -1,5 +1,6 @@
 """The encoders: shapes, parameters, dilation, TensorFlow's padding, weights."""
 
+import errno
 import hashlib
 import math
 import os
@@ -840,15 +841,19 @@ def checkpoint(tmp_path_factory):
     return state, path
 
 
-def name_with_hash(content):
-    return f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_of(name):
+    return f"{name}-{encoders.TORCHVISION[name][:8]}.pth"
 
 
 @pytest.fixture
 def server(checkpoint, monkeypatch):
     """Serves the checkpoint, under a name with its hash, in place of the hub."""
     content = checkpoint[1].read_bytes()
-    monkeypatch.setitem(encoders.FILES, "resnet18", name_with_hash(content))
+    monkeypatch.setitem(encoders.TORCHVISION, "resnet18", sha256(content))
     monkeypatch.setattr(download, "PAUSES", (0.01,))
     with Server() as server:
         serve(server)
@@ -862,10 +867,12 @@ def left(folder):
     return sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
 
 
-def test_files_are_named_after_their_hashes():
-    assert list(encoders.FILES) == [*RESNETS, *VGGS]
-    for name, file in encoders.FILES.items():
-        assert re.fullmatch(rf"{name}-[0-9a-f]{{8}}\.pth", file)
+def test_whole_hashes_are_known_where_they_can_be():
+    assert list(encoders.TORCHVISION) == [*RESNETS, *VGGS]
+    known = encoders.TORCHVISION | encoders.PACKAGED
+    short = known.pop("vgg11")
+    assert re.fullmatch("[0-9a-f]{8}", short)
+    assert all(re.fullmatch("[0-9a-f]{64}", digits) for digits in known.values())
 
 
 def test_without_asking_nothing_is_fetched(server, reader):
@@ -875,7 +882,7 @@ def test_without_asking_nothing_is_fetched(server, reader):
 
 def test_download_then_from_the_disk(server, reader, checkpoint, monkeypatch):
     state, _ = checkpoint
-    file = encoders.FILES["resnet18"]
+    file = file_of("resnet18")
     encoder = build("resnet18", pretrained=True, output_stride=8)
     assert server.paths == [f"/{file}"] and left(reader) == [file]
     monkeypatch.setattr(encoders, "HUB", REFUSED)
@@ -900,7 +907,7 @@ def test_weights_of_vgg_load_by_name():
 
 def assert_nothing_is_had(reader, *reasons):
     """An attempt fails, says why and what to do, and leaves nothing behind."""
-    file = encoders.FILES["resnet18"]
+    file = file_of("resnet18")
     with pytest.raises(DataError, match="weights of resnet18 cannot be had") as caught:
         build("resnet18", pretrained=True)
     advice = f"Put the file from {encoders.HUB}/{file} to {reader / file}"
@@ -915,8 +922,8 @@ def test_offline(reader, monkeypatch):
 
 def test_wrong_file_from_the_server(server, reader):
     server.answers = [answer(b"something else")]
-    found = hashlib.sha256(b"something else").hexdigest()[:8]
-    expected = encoders.FILES["resnet18"].split("-")[1].removesuffix(".pth")
+    found, expected = sha256(b"something else"), encoders.TORCHVISION["resnet18"]
+    assert len(expected) == 64  # all digits count
     assert_nothing_is_had(reader, f"begins with {found}, not {expected}")
 
 
@@ -931,7 +938,7 @@ def test_broken_connection_and_then_a_whole_one(server, reader):
     assert_nothing_is_had(reader, "connection to 127.0.0.1", "broke")
     server.answers = [answer(content)]
     build("resnet18", pretrained=True)
-    assert left(reader) == [encoders.FILES["resnet18"]]
+    assert left(reader) == [file_of("resnet18")]
 
 
 def test_interrupted_download_leaves_nothing(reader, monkeypatch):
@@ -945,6 +952,21 @@ def test_interrupted_download_leaves_nothing(reader, monkeypatch):
     assert left(reader) == []
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next(server, reader):
+    reader.mkdir()
+    (reader / f"{file_of('resnet18')}.0123abcd.part").write_bytes(b"half")
+    build("resnet18", pretrained=True)
+    assert left(reader) == [file_of("resnet18")]
+
+
+def test_a_full_disk_is_named(server, reader, monkeypatch):
+    def full(url, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(encoders, "download", full)
+    assert_nothing_is_had(reader, "the disk is full")
+
+
 def test_data_root_that_cannot_be_written(server, reader):
     reader.write_text("a file where the folder of weights should be")
     with pytest.raises(DataError, match="weights of resnet18 cannot be had"):
@@ -953,7 +975,7 @@ def test_data_root_that_cannot_be_written(server, reader):
 
 def test_damaged_file_on_the_disk(reader):
     reader.mkdir()
-    path = reader / encoders.FILES["resnet18"]
+    path = reader / file_of("resnet18")
     path.write_bytes(b"damaged")
     with pytest.raises(DataError, match=f"{re.escape(str(path))}.*remove it"):
         build("resnet18", pretrained=True)
@@ -973,9 +995,10 @@ class Evil:
 def test_code_in_a_file_is_refused(reader, tmp_path, monkeypatch):
     reader.mkdir()
     torch.save({"conv1.weight": Evil(tmp_path / "evil")}, reader / "evil.pth")
-    file = name_with_hash((reader / "evil.pth").read_bytes())
+    found = sha256((reader / "evil.pth").read_bytes())
+    monkeypatch.setitem(encoders.TORCHVISION, "resnet18", found)
+    file = file_of("resnet18")
     (reader / "evil.pth").rename(reader / file)
-    monkeypatch.setitem(encoders.FILES, "resnet18", file)
     with pytest.raises(Exception, match="(?i)weights_only|unsupported"):
         build("resnet18", pretrained=True)
     assert not (tmp_path / "evil").exists()
