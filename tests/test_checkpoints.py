@@ -198,6 +198,6 @@ def test_a_file_is_not_blamed_for_what_it_is_not(path, monkeypatch):
 def test_the_checkpoint_of_another_network_says_what_to_do(path, take):
     save_weights({"model": nn.Linear(2, 2).state_dict(), "history": None}, path)
     state = load_weights(path)
-    with pytest.raises(ValueError, match="run.pt is .*another network.*: delete it"):
-        with restoring(path):
-            take(state)
+    told = "run.pt is .*another network.*: delete it"
+    with pytest.raises(ValueError, match=told), restoring(path):
+        take(state)

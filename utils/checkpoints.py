@@ -62,7 +62,7 @@ def load_weights(path, device="cpu"):
 
 
 def check_seal(file):
-    """Raises ValueError if a file does not hold what its SHA-256, if any, belongs to."""
+    """Raises ValueError if a file has another SHA-256 than it says, if it says one."""
     size = file.seek(0, os.SEEK_END) - len(SEAL) - 32
     file.seek(max(size, 0))
     if file.read(len(SEAL)) == SEAL and file.read() != sha256(file, size):
@@ -95,9 +95,9 @@ def restoring(path):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Gives a new file, open for reading and writing bytes, that takes the place of `path` at the end.
+    """Gives a new file of bytes, to write and read, that takes the place of `path`.
 
-    `path` holds what it held before or all that is new, whatever happens; the folder is
+    `path` holds what it held before or all that is new, whatever happens. Its folder is
     made, a link is written through, and what killed processes left is removed. OSError
     says what is wrong, as a full disk, and that nothing has changed.
     """
@@ -110,7 +110,12 @@ def replacing(path):
             with contextlib.suppress(OSError):  # not every network drive can lock
                 lock(file)
             yield file
-        os.replace(part, target)
+            file.flush()
+            os.fsync(file.fileno())  # a network drive that is full tells only now
+            if fcntl:  # while it is locked; Windows wants it closed first
+                os.replace(part, target)
+        if not fcntl:
+            os.replace(part, target)
     except OSError as error:
         full = error.errno in FULL
         reason = "the disk is full: make room" if full else error.strerror or error

@@ -196,8 +196,10 @@ def main(arguments=None):
         print(error)
         return 1
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished lies in {runtime.runs()}: the same "
-              "command goes on from there.")  # fmt: skip
+        print(
+            f"\nInterrupted. What is finished lies in {runtime.runs()}: the same "
+            "command goes on from there."
+        )
         return 1
 
 
