@@ -1,17 +1,21 @@
 """Running a chapter: outputs, stamp, what a failure leaves behind."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 
 import nbformat
 import pytest
 
-from utils import chapters, execute
+from utils import chapters, checkpoints, execute
 
 SMALL = '''# %% [markdown]
 # # A small chapter
@@ -331,12 +335,85 @@ def test_a_page_of_the_sample_is_not_fresh(page, capsys):
     assert "make run CHAPTER=small" in capsys.readouterr().out
 
 
-def test_a_missing_folder_is_told_before_the_run(page, kernel, tmp_path, capsys):
+# --- files that cannot be written
+
+
+@pytest.mark.parametrize(
+    "output, told",
+    [
+        ("missing/small.ipynb", "there is no folder"),
+        ("dangling.ipynb", "there is no folder"),
+        ("chapters", "is a folder"),
+        ("locked.ipynb", "read-only.*--output FILE"),
+        ("link.ipynb", "read-only.*--output FILE"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_run(
+    output, told, page, kernel, tmp_path, capsys
+):
     page({})
     started = kernel({})
-    output = tmp_path / "missing" / "small.ipynb"
-    assert execute.main(["small", "--output", str(output)]) == 1
-    assert "there is no folder" in capsys.readouterr().out and not started
+    locked = tmp_path / "locked.ipynb"
+    locked.write_text("as before")
+    locked.chmod(0o444)
+    (tmp_path / "link.ipynb").symlink_to(locked)
+    (tmp_path / "dangling.ipynb").symlink_to(tmp_path / "missing" / "small.ipynb")
+    assert execute.main(["small", "--output", str(tmp_path / output)]) == 1
+    assert re.search(told, capsys.readouterr().out) and not started
+    assert locked.read_text() == "as before"
+
+
+def test_a_folder_without_permission_is_told_before_the_run(
+    page, kernel, tmp_path, capsys, monkeypatch
+):
+    page({})
+    started = kernel({})
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    (tmp_path / "old.ipynb").write_text("as before")
+    assert execute.main(["small", "--output", str(tmp_path / "old.ipynb")]) == 1
+    assert "read-only" in capsys.readouterr().out and not started
+    assert execute.main(["small", "--output", str(tmp_path / "new.ipynb")]) == 1
+    assert "read-only" in capsys.readouterr().out and not started
+
+
+def test_a_link_is_written_through(page, kernel, tmp_path):
+    target = page({})
+    place = tmp_path / "elsewhere.ipynb"
+    target.rename(place)
+    target.symlink_to(place)
+    kernel({"camvid": "local"})
+    assert execute.run("small") == target
+    assert target.is_symlink() and stamped(place) == {"camvid": "local"}
+
+
+@pytest.mark.parametrize("full", [["chapters"], ["chapters", "runs"], [""]])
+def test_a_full_disk_loses_neither_the_old_page_nor_the_run(
+    full, page, kernel, tmp_path, capsys, monkeypatch
+):
+    target = page({})
+    before = target.read_bytes()
+    kernel({"camvid": "local"})
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path / "tmp"))
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            if any(str(self.name).startswith(str(tmp_path / part)) for part in full):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoints, "open", Disk, raising=False)
+    assert execute.main(["small"]) == 1
+    shown = capsys.readouterr().out
+    assert f"{target} cannot be written, the disk is full" in shown
+    assert target.read_bytes() == before
+    assert sorted(os.listdir(target.parent)) == ["small.ipynb", "small.py"]
+    if full == [""]:
+        assert "lies nowhere" in shown
+    else:
+        place = tmp_path / ("tmp" if "runs" in full else "runs")
+        place = place / "small" / "unwritten.ipynb"
+        assert f"lies in {place}" in shown
+        assert stamped(place) == {"camvid": "local"}
 
 
 # --- what a page keeps of its outputs
@@ -370,29 +447,49 @@ def test_two_runs_differ_in_nothing_but_time(write):
     assert found[0] == found[1]
 
 
+# A shell starts what runs in its background deaf to Ctrl-C: listen again. And look all
+# the time whether the kernel lives, not once a second, so as to see it die every time.
+INTERRUPTED = """
+import asyncio, signal, sys
+from pathlib import Path
+
+from utils import execute, runtime
+
+
+async def poll(self):
+    while await self.km.is_alive():
+        await asyncio.sleep(0.001)
+    self.task_poll_for_reply.cancel()
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runtime.root = lambda: Path({root!r})
+execute.Client._async_poll_kernel_alive = poll
+sys.exit(execute.main(["small", "--profile", "smoke"]))
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal")
 def test_an_interrupt_leaves_the_notebook_as_it_was(write):
-    target = write(SMALL + "\n# %%\nimport time\n\ntime.sleep(300)\n")
+    target = write(SMALL + "\n# %%\nimport time\n\nopen('../here', 'x').close()\n"
+                   "time.sleep(300)\n")  # fmt: skip
     target.write_text("as before")
-    # A shell starts what runs in its background deaf to Ctrl-C: listen again.
-    program = (
-        "import signal, sys; from pathlib import Path; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from utils import execute, runtime; "
-        f"runtime.root = lambda: Path({str(target.parents[1])!r}); "
-        "sys.exit(execute.main(['small', '--profile', 'smoke']))"
-    )
+    book = target.parents[1]
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", INTERRUPTED.format(root=str(book))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
-        for line in process.stdout:
-            if "cell 3 of 4" in line:
-                process.send_signal(signal.SIGINT)
-                break
         try:
-            rest = process.communicate(timeout=60)[0]
+            while process.poll() is None and not (book / "here").exists():
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=120)[0]
         finally:
             process.kill()
-    assert "Interrupted; nothing is written" in rest
+    told = "\nInterrupted; nothing is written. Finished trainings are kept.\n"
+    assert said.endswith(told)  # and no word about the death of the kernel
+    assert "Error" not in said
     assert process.returncode == 1
     assert target.read_text() == "as before"

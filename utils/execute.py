@@ -7,6 +7,8 @@ sample. The kernel is the Python that runs this module.
 """
 
 import argparse
+import asyncio
+import contextlib
 import hashlib
 import html
 import importlib
@@ -14,8 +16,11 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
+import tempfile
 import time
+import warnings
 from datetime import date
 from pathlib import Path
 
@@ -23,10 +28,12 @@ import jupytext
 import nbformat
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from utils import chapters, data, runtime
+from utils.checkpoints import replacing
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -50,7 +57,7 @@ print(json.dumps({{
 
 
 class PageKept(Exception):
-    """A run that must not replace a page; the message says why and what to do."""
+    """The page stays as it was; the message says why, and what to do."""
 
 
 def run(name, *, profile=None, source=None, output=None, replace=False):
@@ -59,14 +66,14 @@ def run(name, *, profile=None, source=None, output=None, replace=False):
     profile and source: SEGBOOK_PROFILE and SEGBOOK_SOURCE for the kernel. output:
     another file than chapters/<name>.ipynb. replace: even a page made from real data
     by a run on the embedded sample. A cell that fails: CellExecutionError, and nothing
-    is written. A folder that is missing: ValueError, before the run.
+    is written. A file that cannot be written: ValueError, before the run.
 
-    PageKept: the page stays. If only the run could tell, its notebook lies in runs/.
+    PageKept: the page stays. If only the run could tell, or the disk is full, the
+    message says where the notebook lies instead, mostly in runs/.
     """
     notebook = read(name)
     target = Path(output or chapters.path(name).with_suffix(".ipynb"))
-    if not target.parent.is_dir():
-        raise ValueError(f"there is no folder {target.parent}; make it first")
+    check_writable(target)
     environment = dict(os.environ)
     if profile:
         environment["SEGBOOK_PROFILE"] = profile
@@ -95,8 +102,29 @@ def run(name, *, profile=None, source=None, output=None, replace=False):
         print(line)
     if not replace:
         refuse_after(name, notebook, target)
-    write(notebook, target)
+    try:
+        write(notebook, target)
+    except OSError as error:
+        place = put_aside(notebook, name, "unwritten.ipynb")
+        raise PageKept(f"{error}. The run's own notebook lies {place}.") from error
     return target
+
+
+def check_writable(target):
+    """Raises ValueError, with what to do, unless a file may be written or replaced."""
+    file = Path(os.path.realpath(target))  # a link is written through
+    if not file.parent.is_dir():
+        raise ValueError(f"there is no folder {file.parent}; make it first")
+    if file.is_dir():
+        raise ValueError(f"{target} is a folder; name a file in it")
+    # For root everything may be written, so ask what the owner of the file wished.
+    locked = file.exists() and not file.stat().st_mode & stat.S_IWUSR
+    needed = [place for place in (file, file.parent) if place.exists()]
+    if locked or not all(os.access(place, os.W_OK) for place in needed):
+        raise ValueError(
+            f"{target} may not be written, it or its folder is read-only: change that, "
+            "or add --output FILE to write elsewhere"
+        )
 
 
 def read(name):
@@ -161,12 +189,19 @@ def read_stamp(path):
 def write(notebook, target):
     """In one step: the file holds the old notebook or the new one, never a part."""
     nbformat.validate(notebook)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(target) as file:
+        file.write(f"{nbformat.writes(notebook)}\n".encode())
+
+
+def put_aside(notebook, name, file):
+    """Writes a notebook that must not, or cannot, lie in its place into runs/, else
+    into a folder for temporary files; returns where, in words."""
+    for folder in (runtime.runs, tempfile.mkdtemp):
+        with contextlib.suppress(OSError):
+            place = Path(folder()) / name / file
+            write(notebook, place)
+            return f"in {place}"
+    return "nowhere, as no other place could be written either"
 
 
 # --- real data and the embedded sample
@@ -195,13 +230,11 @@ def refuse_after(name, notebook, target):
     """Raises PageKept if the run took the sample; its notebook goes to runs/."""
     took = drawn(notebook.metadata["segbook"]["data"])
     if took and is_real(read_stamp(target)):
-        place = runtime.runs() / name / "stand-in.ipynb"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write(notebook, place)
+        place = put_aside(notebook, name, "stand-in.ipynb")
         raise PageKept(
             f"{target} was made from real data and is kept: this run took the embedded "
             f"sample, drawings that stand in for the data, of {' and '.join(took)}. "
-            f"Its notebook lies in {place}. Get the data (the messages above say what "
+            f"Its notebook lies {place}. Get the data (the messages above say what "
             "failed) and run again; or add --output FILE to write elsewhere, or "
             "--replace (with make: REPLACE=1) to replace the page all the same."
         )
@@ -297,6 +330,24 @@ class Client(NotebookClient):
             self.rewrite("")
             print(f"{self.line}  {seconds:>8}  {summary(cell)}", flush=True)
         self.set_widgets_metadata()
+
+    def execute_cell(self, *arguments, **settings):
+        try:
+            return super().execute_cell(*arguments, **settings)
+        except KeyboardInterrupt:
+            self.stop_waiting()
+            raise
+
+    def stop_waiting(self):
+        """Ends the tasks that wait for the kernel: left alone, they complain of its
+        death, which is wanted now."""
+        warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
+        loop = ensure_event_loop()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     def ask(self, code):
         """What a piece of code prints, read as JSON; it leaves no trace."""
