@@ -101,7 +101,7 @@ def rng_state(on):
 def set_rng_state(on, state):
     """Goes on from what `rng_state` gave; None leaves everything as it is."""
     if state is not None and on.type != "cpu":
-        torch.get_device_module(on.type).set_rng_state(state.cpu())
+        torch.get_device_module(on.type).set_rng_state(state)
 
 
 @contextmanager

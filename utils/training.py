@@ -151,7 +151,7 @@ class _Run:
         self.best_weights = None
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and self.checkpoint.exists():
-            self.restore(checkpoints.load_weights(self.checkpoint, self.device))
+            self.restore(checkpoints.load_weights(self.checkpoint))
 
     @property
     def step(self):
@@ -236,8 +236,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["rng"].cpu())
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"])
         runtime.set_rng_state(self.device, state.get("rng_device"))
         self.history = History(**state["history"])
         checkpoints.restored_seconds += self.history.seconds
