@@ -147,6 +147,19 @@ def test_switch_and_variable_train_anew(kept, switch, monkeypatch, capsys):
     assert "read from results/" in capsys.readouterr().out
 
 
+def test_files_other_than_the_published_make_and_use_no_record(
+    kept, monkeypatch, capsys
+):
+    used = {"membranes": f"archive + {data.CHANGED}"}
+    monkeypatch.setattr(data, "sources_used", lambda: used)
+    sets = RUN.load()
+    with pytest.raises(ValueError, match="of the published files"):
+        record.record(RUN)
+    assert runs.read(RUN) == kept
+    runs.obtain(RUN, sets=sets)
+    assert "trained here, since the local files" in capsys.readouterr().out
+
+
 def test_the_stand_in_and_smoke_never_use_a_record(kept, monkeypatch, capsys):
     drawn = {role: load(**how, source="sample") for role, how in SETS.items()}
     _, found = runs.obtain(RUN, sets=drawn)

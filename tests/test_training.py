@@ -380,3 +380,11 @@ def test_a_run_is_known_by_all_that_decides_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGBOOK_PROFILE", "cpu")
     others.append(runs.path("unet", "main", {"lr": 1}, one, nn.Linear, images))
     assert len({path, *others}) == 6
+
+
+def test_the_checkpoint_of_another_network_says_what_to_do(tmp_path):
+    checkpoint = tmp_path / "run.pt"
+    train(network(), checkpoint=checkpoint)
+    other = nn.Sequential(nn.Conv2d(1, 2, 1))
+    with pytest.raises(ValueError, match="run.pt is .*another network.*: delete it"):
+        train(other, checkpoint=checkpoint)

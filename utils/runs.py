@@ -168,6 +168,8 @@ def obstacle(run, sets):
         return "since smoke only checks that everything runs"
     if is_drawn(sets):
         return "since the data are the embedded stand-in"
+    if is_changed(sets):
+        return "since the local files are not those published"
     try:
         check(run)
     except FileNotFoundError:
@@ -179,6 +181,12 @@ def obstacle(run, sets):
 
 def is_drawn(sets):
     return any(one.source == "sample" for one in sets.values())
+
+
+def is_changed(sets):
+    """Whether a set came from a local folder with other files than the published."""
+    used = data.sources_used()
+    return any(data.CHANGED in used.get(one.name, "") for one in sets.values())
 
 
 def check(run):
@@ -299,8 +307,14 @@ def kept_as(value):
 def keep(run, sets, model, history):
     """Writes record and weights of a run into results/; returns the `Record`.
 
-    The scores are those of the weights as they are kept, rounded.
+    The scores are those of the weights as they are kept, rounded. Data that are not
+    the published ones, by which a record names them: ValueError.
     """
+    if is_changed(sets):
+        raise ValueError(
+            "a record is of the published files, and some local ones are others: remove "
+            "their folder, and they are fetched again"
+        )
     from safetensors.torch import save
 
     file, weights = files(run)

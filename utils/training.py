@@ -151,7 +151,9 @@ class _Run:
         self.best_weights = None
         self.checkpoint = Path(checkpoint) if checkpoint else None
         if self.checkpoint and self.checkpoint.exists():
-            self.restore(checkpoints.load_weights(self.checkpoint))
+            state = checkpoints.load_weights(self.checkpoint)
+            with checkpoints.restoring(self.checkpoint):
+                self.restore(state)
 
     @property
     def step(self):
