@@ -14,24 +14,26 @@
 # ---
 
 # %% [markdown]
-# # In-Place ABN: half of the memory
+# # In-Place ABN: one map instead of two
 #
-# To learn, a network has to remember. The forward pass computes maps, one after the
-# other; the backward pass needs many of them again. All of these are kept in between,
-# and on a GPU it is they, not the weights, that decide how large a crop or a batch can
-# be. In-Place ABN {footcite:p}`rotabulo2018inplace` removes up to a half of them. Of a
-# batch normalisation with its activation, it keeps only what comes out, and from that
-# it computes what went in.
+# To learn, a network has to remember. The forward pass computes maps; the backward
+# pass needs many of them again. All of these are kept in between, and on a GPU it is
+# they, not the weights, that decide how large a crop or a batch can be. In-Place ABN
+# {footcite:p}`rotabulo2018inplace` removes up to a half of them. Of a batch
+# normalisation with its activation, it keeps only what comes out, and from that it
+# computes the normalised input, which is all that the gradients need.
 #
 # **On this page**, the normalisations and activations of a chain of convolutions keep
-# {glue:text}`chain_saved:.0%` fewer bytes, and a whole segmentation network
-# {glue:text}`network_saved:.0%` fewer, counted byte by byte. A step of its training
-# takes {glue:text}`network_time:.2f` times as long. Trained for
-# {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, that network labels
-# land cover in two areas of Dubai that it has not been trained on with a mean IoU of
-# {glue:text}`miou:.3f` over five classes in one pass and {glue:text}`miou_multi:.3f`
-# averaged over scales and mirror images. This is scaled down, and its scores cannot
-# be laid beside the paper's.
+# {glue:text}`chain_saved:.0%` fewer bytes from the forward to the backward pass, and a
+# whole segmentation network {glue:text}`network_saved:.0%` fewer. At the peak of a
+# step, which decides what fits, less is saved; that is not measured here. A step takes
+# {glue:text}`network_time:.2f` times as long. In short trainings on two seeds both ways
+# end at nearly the same loss; whether at the same score is not resolved. Trained for
+# {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, the network labels land
+# cover in two areas of Dubai that it was not trained on with a mean IoU of
+# {glue:text}`miou:.3f` over five classes, {glue:text}`miou_multi:.3f` averaged over
+# scales and mirror images. This is scaled down, and cannot be laid beside the paper's
+# scores.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -42,8 +44,8 @@
 #     Bulò, Lorenzo Porzi, Peter Kontschieder. CVPR 2018.
 #     [arXiv 1712.02616](https://arxiv.org/abs/1712.02616)
 # * - What it brought
-#   - Batch normalisation and activation in one layer that is inverted in the backward
-#     pass, so that one map is kept instead of two
+#   - Batch normalisation and activation in one layer whose backward pass works from its
+#     output, so that one map is kept instead of two; checkpointing made as fast
 # * - Reported there
 #   - Up to 50 percent of the memory saved, for 0.8 to 2 percent more time; mIoU:
 #     Cityscapes test 82.0, Mapillary Vistas validation 53.4
@@ -138,11 +140,10 @@ if device.type == "cpu":
 # %% [markdown]
 # ## What goes wrong without it
 #
-# What does a network keep for its backward pass? PyTorch can tell. Whenever an
-# operation saves a tensor, it calls a *hook*, and ours adds up bytes. Two layers may
-# save the same memory, as a convolution saves the very map that the activation before
-# it has saved; it counts once, for the first. Weights are there anyway and do not
-# count, nor do the images.
+# What does a network keep for its backward pass? Whenever an operation saves a tensor,
+# PyTorch calls a *hook*, and ours adds up bytes. What two layers save, as a convolution
+# saves the very map that the activation before it has saved, counts once, for the
+# first. Weights are there anyway and do not count, nor do the images.
 
 
 # %% tags=["model"]
@@ -224,14 +225,13 @@ Markdown(
 # %% [markdown]
 # {glue:text}`chain_kept:.0f` MB for the backward pass, against
 # {glue:text}`chain_weights:.2f` MB of weights. Each normalisation keeps the map that
-# came in, each activation the map that went out. The convolutions are missing in the
-# table because what they keep, their input, has been saved already. So there are two
-# maps for each convolution, on both sides of an operation that costs next to nothing,
-# and the second can be computed from the first. And, which is the idea of the paper,
-# the first from the second.
+# came in, each activation the map that went out. What the convolutions keep, their
+# input, has been saved already. So there are two maps for each convolution, on both
+# sides of an operation that costs next to nothing. The second can be computed from the
+# first. The idea of the paper is to keep the second, and to compute from it what the
+# gradients need of the first.
 #
-# That the activation works in place is part of this count: `nn.LeakyReLU` without
-# `inplace=True` would write its output beside its input, which is a third map.
+# Without `inplace=True`, `nn.LeakyReLU` would make a third map.
 
 # %% [markdown]
 # ## The idea
@@ -241,7 +241,8 @@ Markdown(
 # :class: diagram
 # :width: 100%
 #
-# What is kept of one normalisation and activation, in three ways.
+# What is kept of one normalisation and activation, in three ways. In place, the last
+# arrow leads back to the normalised $\hat x$; $x$ itself is lost, with its mean.
 # ```
 #
 # With the mean $\mu$ and the variance $\sigma^2$ of a channel over the batch and all
@@ -252,6 +253,8 @@ Markdown(
 # \hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}, \qquad
 # z = \gamma \hat x + \beta, \qquad y = \phi(z)
 # $$
+#
+# (In the paper, $y$ and $z$ have each other's place.)
 #
 # The next convolution needs $y$ for the gradient of its weights, so $y$ has to stay.
 # Then $x$ need not, if the gradients can be had from $y$ alone. Two conditions make
@@ -295,27 +298,14 @@ Markdown(
 # L}{\partial \gamma'} \right)
 # $$
 #
-# In words: the gradient, without its mean, and without the part of it that points in
-# the direction of $\hat x$. Both would only shift or stretch $x$, and $\hat x$, with
-# mean 0 and variance 1 whatever comes in, would not notice.
+# In words: the gradient, without its mean, and without its part in the direction of
+# $\hat x$. Both would only shift or stretch $x$, and $\hat x$, with mean 0 and variance
+# 1 whatever comes in, would not notice.
 #
 # The paper calls this **version I**: compute $\hat x = (z - \beta) / \gamma'$, then
-# the above. **Version II** works on $z$ all the way. The division moves into sums,
-# which are there once a channel:
-#
-# $$
-# \frac{\partial L}{\partial \gamma'} = \frac{1}{\gamma'} \left( \sum d\, z - \beta
-# \frac{\partial L}{\partial \beta} \right)
-# $$
-#
-# $$
-# \frac{\partial L}{\partial x} = \frac{1}{\sqrt{\sigma^2 + \epsilon}} \left( \gamma' d
-# - \frac{z}{m} \frac{\partial L}{\partial \gamma'} - c \right), \qquad
-# c = \frac{1}{m} \left( \gamma' \frac{\partial L}{\partial \beta} - \beta
-# \frac{\partial L}{\partial \gamma'} \right)
-# $$
-#
-# Both in a few lines, for one channel, against PyTorch's automatic gradients:
+# the above. **Version II** works on $z$ all the way: the division moves into sums,
+# which are there once a channel. Both in a few lines, for one channel, against
+# PyTorch's automatic gradients; the layer below takes the first:
 
 
 # %%
@@ -359,10 +349,11 @@ print("both versions agree with automatic gradients")
 # $\gamma'$, so that it forms $\hat x$ from them: version I, in one pass of compiled
 # code. It also multiplies by weight and $1 / \text{deviation}$; for the product to be
 # $\gamma' / \sqrt{\sigma^2 + \epsilon}$, the weight has to be ${\gamma'}^2 /
-# \sqrt{\sigma^2 + \epsilon}$.
+# \sqrt{\sigma^2 + \epsilon}$. PyTorch documents neither use, so another release may
+# break them; the checks below and the book's tests would notice.
 #
-# `mark_dirty` tells PyTorch that the memory of `x` now holds something else. If any
-# other operation has saved `x` for its own backward pass, PyTorch will notice.
+# `mark_dirty` tells PyTorch that the memory of `x` now holds something else, so that it
+# notices if another operation has saved `x` for its own backward pass.
 
 
 # %% tags=["model"]
@@ -410,7 +401,9 @@ def is_dense(x):
 
 
 # %% [markdown]
-# The layer, with the names of the reference code, so that its weights can be loaded.
+# The layer, its tensors named as in the reference code. Layers of its current release
+# also count their batches (`num_batches_tracked`), so load one with `strict=False`.
+# The networks of this page have names of their own.
 
 
 # %% tags=["model"]
@@ -462,11 +455,12 @@ class InPlaceABN(nn.Module):
 # **Converting a network.** In an `nn.Sequential`, the order of things is plain: where
 # a batch normalisation stands between a convolution and an activation of the ReLU
 # family, nobody else sees what is overwritten. So `convert` replaces such pairs, and
-# says why it left the others alone.
+# says why it left the others alone. It trusts the order: a hook, an index or a
+# `forward` of a subclass that reads the map in between finds it overwritten.
 #
-# There is one thing to mind. A batch normalisation may have learnt negative $\gamma$.
-# Then $|\gamma|$ would mirror the channel. Mirroring the filter of the convolution in
-# front, with its mean, undoes that exactly.
+# A batch normalisation may have learnt negative $\gamma$. Then $|\gamma|$ would mirror
+# the channel; the reference code's README warns that standard weights lose by that.
+# Mirroring the filter of the convolution in front, with its mean, undoes it exactly.
 
 
 # %% tags=["model"]
@@ -530,10 +524,9 @@ def in_place(conv, norm, slope):
 
 # %% [markdown]
 # **ResNeXt with In-Place ABN.** The paper's networks normalise *before* each
-# convolution {footcite:p}`he2016identity`, so that the sum of a short cut and a
-# branch goes on unchanged. There the first normalisation of a block would overwrite
-# the very map that the short cut needs. The way out is a copy. It is not kept: an
-# addition needs nothing for its gradient.
+# convolution {footcite:p}`he2016identity`. There the first normalisation of a block
+# would overwrite the very map that the short cut needs. The way out is a copy. It is
+# not kept: an addition needs nothing for its gradient.
 
 
 # %% tags=["model"]
@@ -672,19 +665,18 @@ assert gradcheck(apply, [t.requires_grad_() for t in inputs])
 print("equal to 12 digits; gradients agree with finite differences")
 
 # %% [markdown]
-# `gradcheck` is the most independent of these: it moves every input a little and
-# measures what comes out. With 16 bits, as under autocast on a GPU, the kept map is
-# rounded, and what is computed back from it inherits that. Beside a standard layer of
-# the same precision, gradients of the weight differ by {glue:text}`bfloat_error:.1%` of
-# the largest one for bfloat16, by {glue:text}`half_error:.2%` for float16.
+# `gradcheck` moves every input a little and measures what comes out. With 16 bits, as
+# under autocast on a GPU, the kept map is rounded, and what is computed back from it
+# inherits that. Beside a standard layer of the same precision, gradients of the weight
+# differ by {glue:text}`bfloat_error:.1%` of the largest one for bfloat16, by
+# {glue:text}`half_error:.2%` for float16.
 #
-# For **negative $\gamma$** the layer is *not* PyTorch's batch normalisation, which
-# multiplies by $\gamma$ itself. Here $\gamma$ and $-\gamma$ do the same, by
-# definition, and only the gradient of $\gamma$ has its sign.
+# For **negative $\gamma$** the layer is *not* PyTorch's batch normalisation: here
+# $\gamma$ and $-\gamma$ do the same, and only the gradient of $\gamma$ has its sign.
 #
-# **A converted network** computes the same. EfficientNet-Lite0 with its weights from
-# ImageNet, leaky ReLUs put in the place of all ReLU6 so that both sides have the same
-# activation:
+# **A converted network** computes the same, here in eval mode. EfficientNet-Lite0 with
+# its weights from ImageNet, leaky ReLUs put in the place of all ReLU6 so that both
+# sides have the same activation:
 
 
 # %%
@@ -721,14 +713,14 @@ print(f"{sum(isinstance(m, InPlaceABN) for m in converted.modules())} layers rep
 # {glue:text}`left_count` normalisations were left ("{glue:text}`left_why`"): in its
 # blocks the last convolution has no activation. Of a ResNet-50 like that of
 # torchvision, all {glue:text}`resnet_left` are left: those of its short cuts for the
-# same reason, all others because its blocks call their one ReLU in `forward`, where
+# same reason, all others because stem and blocks call their ReLU in `forward`, where
 # `convert` cannot see it. Such a network has to be written with the layer, as
 # `IdentityResidual` is.
 #
 # ### What it must not be used for
 #
-# A tensor that is overwritten is gone. PyTorch guards the tensors that were saved for
-# a gradient: each carries a count of its changes, and the backward pass compares.
+# PyTorch guards the tensors that were saved for a gradient: each carries a count of its
+# changes, and the backward pass compares.
 
 
 # %%
@@ -763,9 +755,8 @@ attempt("the output is changed", output_changed)
 attempt("the input is a leaf", lambda: layer(x))
 
 # %% [markdown]
-# What no count can guard is a value that is only read. After `y = layer(x)`, the name
-# `x` stands for the overwritten map, and `x.mean()` is the mean of the output. The
-# same holds for `nn.ReLU(inplace=True)`.
+# What no count can guard is a value that is only read: after `y = layer(x)`, `x.mean()`
+# is the mean of the output. The same holds for `nn.ReLU(inplace=True)`.
 
 # %% [markdown]
 # ## What is kept, byte by byte
@@ -773,15 +764,17 @@ attempt("the input is a leaf", lambda: layer(x))
 # Three networks: the chain from above; ResNeXt-50 {footcite:p}`xie2017aggregated`,
 # the smaller sister of the paper's ResNeXt-101; and the network that this page
 # trains, DeepLab v3 on EfficientNet-Lite0, all of whose ReLUs are leaky. Each is
-# counted in three ways. *Standard* is batch normalisation and leaky ReLU as two
-# layers. *In place* is `InPlaceABN`.
+# counted in three ways, in float32 on a GPU too, where trainings take 16 bits.
+# *Standard* is batch normalisation and leaky ReLU as two layers. *In place* is
+# `InPlaceABN`.
 #
-# **Checkpointing** {footcite:p}`chen2016training` is the well-known other way to save
-# memory: of a block, keep the input only, and in the backward pass run the block
-# forward again. It works with any layers, and it pays with time. In the chain, a block
-# is a normalisation and the convolution behind it. There it costs little: PyTorch ends
-# the second run as soon as it has what the backward pass needs, which is before the
-# convolution. In the two networks, it is each whole block, as it is mostly done.
+# **Checkpointing** {footcite:p}`chen2016training` is the other way to save memory: of a
+# block, keep the input only, and in the backward pass run the block forward again. It
+# works with any layers. In the chain, a block is a normalisation and the convolution
+# behind it. There it costs little: PyTorch ends the second run as soon as it has what
+# the backward pass needs, which is before the convolution. The chain's last
+# normalisation is in no block, so two maps of it are kept. In the two networks, it is
+# each whole block, as it is mostly done.
 
 # %%
 deeplab = chapters.load("deeplab")
@@ -915,10 +908,14 @@ glue(
 # `convert` left keep what they kept. Of all that is kept, the networks save
 # {glue:text}`resnext_saved:.0%` and {glue:text}`network_saved:.0%`. Checkpointing
 # whole blocks saves more: {glue:text}`resnext_checkpoint:.0%` and
-# {glue:text}`network_checkpoint:.0%`. But while a block is recomputed, its maps are
-# there again, so what it saves at the peak is less than that.
+# {glue:text}`network_checkpoint:.0%`.
 #
-# The same layer by layer, in the order of the forward pass:
+# None of this is the peak of a step: in the backward pass gradients come on top, and
+# whatever is computed back or again, of a block all its maps. A fair comparison would
+# take the allocator's peak over a whole step, and the largest crop that fits, against
+# checkpointing of normalisation and activation alone at equal memory.
+#
+# What is kept, layer by layer, in the order of the forward pass:
 
 # %% tags=["hide-input"]
 fig, axes = plotting.figure(1, 2, 8, 2.8)
@@ -938,8 +935,8 @@ show(
 
 # %% [markdown]
 # Is the count complete? On a GPU, PyTorch's allocator can be asked. (On a CPU, the
-# tests of this book do so: to the byte, what is alive after a forward pass is what
-# the hooks have counted and the output itself.)
+# book's tests do so: to the byte, what is alive after a forward pass is what the hooks
+# have counted and the output itself.)
 
 # %%
 if device.type == "cuda":
@@ -954,9 +951,9 @@ if device.type == "cuda":
 # %% [markdown]
 # ### What it costs
 #
-# Time is measured in turns, one step of each way after the other, forward and backward,
-# so that whatever else this machine does disturbs all of them alike. In each turn the
-# standard way counts as 1, and the table gives medians of {glue:text}`turns` turns.
+# One step of each way after the other, forward and backward, in turns, so that whatever
+# else this machine does disturbs all of them alike. In each turn the standard way
+# counts as 1; the table gives medians of {glue:text}`turns` turns.
 
 
 # %%
@@ -1027,13 +1024,17 @@ Markdown(
 # DeepLab v3 {glue:text}`network_time:.2f` times. The extra work is in the backward
 # pass, where $z$ is computed back from $y$. The first number does not bound the others:
 # both layers are timed with the product that makes their input, and on maps in another
-# memory order than those of the networks. Recomputing the blocks of DeepLab v3 costs a
-# second forward pass: its step takes {glue:text}`recompute_time:.2f` times as long. The
-# paper reports 0.8 to 2 percent more for its CUDA kernels on large networks. Ours are
-# general operations of PyTorch, and such ratios change from run to run.
+# memory order than those of the networks. Recomputing the blocks of DeepLab v3 makes
+# its step {glue:text}`recompute_time:.2f` times as long. The paper reports 0.8 to 2
+# percent more for its CUDA kernels; ours are general operations of PyTorch, and such
+# ratios change from run to run.
 #
-# Checkpointing has a trap that has nothing to do with memory. The second forward pass
-# is a training pass like the first, so it updates the running statistics once more:
+# The abstract has a second claim: checkpointing can be made as efficient as In-Place
+# ABN. In the chain neither costs much time, but they keep different bytes there, so
+# this is no test.
+#
+# Checkpointing has a trap: the second forward pass is a training pass like the first,
+# so it updates the running statistics once more:
 
 # %%
 once, twice = nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(nn.BatchNorm2d(2))
@@ -1045,9 +1046,8 @@ print("running mean, one step from 0 towards 1, without and with checkpointing:"
 print(f"{once[0].running_mean[0]:.3f} {twice[0].running_mean[0]:.3f}")
 
 # %% [markdown]
-# The slider shows how many bytes DeepLab v3 keeps for four crops of each size. The
-# dashed line is what the standard network keeps with crops of {glue:text}`budget_side`
-# pixels.
+# How many bytes DeepLab v3 keeps for four crops of each size. The dashed line is what
+# the standard network keeps with crops of {glue:text}`budget_side` pixels.
 
 # %% tags=["hide-input"]
 CROPS = runtime.choose(
@@ -1090,21 +1090,17 @@ plotting.explorer(
 # %% [markdown]
 # ## The data
 #
-# Satellite images of Dubai, labelled by Humans in the Loop: eight areas of nine
-# images each, six classes, one of which, unlabelled, is void here. The images have
-# many sizes, so `utils/data/landcover.py` cuts them into squares of equal size, here
-# scaled to {glue:text}`side` pixels a side. They come from Kaggle through its own
-# command, which asks for an account only where a set needs one; without a network, a
-# drawn stand-in takes their place, and the page says so.
+# Satellite images of Dubai, labelled by Humans in the Loop: eight areas of nine images
+# each, six classes, one of which, unlabelled, is void here. `utils/data/landcover.py`
+# cuts them into squares, here scaled to {glue:text}`side` pixels a side.
 #
-# Two whole areas, 3 and 8, are held out. To hold out images instead would be to test on
-# the other side of the road: images of one area share its houses, its light and its
-# season. Of all pairs with at most a third of the pixels, these two come closest to the
-# whole in their shares of classes. Areas differ, so with others held out the scores
-# would be others too. Our first choice, areas 4 and 5, also made by shares of classes,
-# was harder: all trials on them, a longer one too, scored below what follows, and area
-# 4 is labelled by blocks of houses together with their gardens. The rule above came
-# after these trials, so the change of areas raised the scores.
+# Two whole areas, 3 and 8, are held out, since images of one area share its houses, its
+# light and its season. Of all pairs with at most a third of the pixels, these two come
+# closest to the whole in their shares of classes. Our first choice, areas 4 and 5, also
+# made by shares of classes, was harder: all trials on them, a longer one too, scored
+# below what follows, and area 4 is labelled by blocks of houses together with their
+# gardens. The rule above came after these trials, so the change of areas raised the
+# scores.
 
 # %%
 size = runtime.choose(gpu=(480, 480), cpu=(240, 240), smoke=(64, 64))
@@ -1152,18 +1148,13 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 # %% [markdown]
 # ## Train it
 #
-# DeepLab v3 with In-Place ABN, its encoder with weights from ImageNet: the paper's
-# networks for segmentation are built so too, with a ResNeXt-101 or a WideResNet-38 as
-# encoder. Optimiser and learning rates are those of the street scenes, described in the
-# [PSPNet chapter](pspnet). The loss is plain cross-entropy: no class is so rare here
-# that it needs a weight. More differs from the street scenes:
-#
-# - There is no up. Crops are mirrored in both directions and turned by any angle.
-# - Each area has a tint of its own, so each colour channel is made brighter or darker
-#   by a random factor. Scale, brightness and contrast vary over wider or other ranges
-#   too.
-# - Squares are drawn in proportion to their labelled pixels, since those at the far
-#   sides of an image are mostly void.
+# DeepLab v3 with In-Place ABN, its encoder with weights from ImageNet, as the paper's
+# networks for segmentation are built on a ResNeXt-101 or a WideResNet-38. Optimiser and
+# learning rates are those of the street scenes ([PSPNet chapter](pspnet)); the loss is
+# plain cross-entropy. There is no up, so crops are mirrored in both directions and
+# turned by any angle; each area has a tint of its own, so each colour channel is made
+# brighter or darker by a random factor. Squares are drawn in proportion to their
+# labelled pixels.
 
 
 # %%
@@ -1243,9 +1234,9 @@ glue(
 
 # %% [markdown]
 # {glue:text}`steps:,` steps of {glue:text}`batch` crops of {glue:text}`crop` pixels a
-# side. The weights kept are those of the best validation, here after step
-# {glue:text}`best_step:,`. The same areas give the scores below, so these are
-# slightly too good.
+# side. The weights kept are those with the best score on the areas held out, here after
+# step {glue:text}`best_step:,`. The same areas give the scores below, which may
+# therefore be too good.
 #
 # ## Look at it
 
@@ -1264,9 +1255,9 @@ glue(
 Markdown(scenes.as_table(tables, val_set.classes))
 
 # %% [markdown]
-# Two squares that came out best and the two worst, of those with nearly all pixels
-# labelled, by the mean IoU of each. The last column shows the image faded: pink is
-# wrong, and an even grey is void, but very dark water fades to almost the same grey.
+# The two best and the two worst squares, of those with nearly all pixels labelled, by
+# the mean IoU of each. In the last column pink is wrong and an even grey is void; very
+# dark water fades to almost the same grey.
 
 # %%
 of_square = scenes.score_of_frames(single, val_set)
@@ -1288,28 +1279,23 @@ show(
 )
 
 # %% [markdown]
-# The mean of a square counts the classes that it holds or that were predicted there, so
-# a few pixels of a class that is not there weigh heavily. Which classes are weak over
-# all squares stands in the table above.
+# The mean of a square counts what it holds and what was predicted there, so a few
+# pixels of a class that is not there weigh heavily.
 
 # %% [markdown]
 # ## Do the claims hold?
 #
-# **The same score.** In place, a network should learn what it learns standard. Ours
-# start from the same weights and see the same crops, so their losses should lie on one
-# curve, but for rounding, which training magnifies.
+# A first look: {glue:text}`seed_count` seeds of {glue:text}`small_steps` steps, which
+# leave the networks far from done.
+#
+# **The same score.** Both networks start from the same weights and see the same crops,
+# so their losses should lie on one curve, but for rounding, which training magnifies.
 #
 # **What the memory buys.** Let the standard network have crops of
 # {glue:text}`small_side` pixels, {glue:text}`small_batch` at a time. What can the
-# network in place have for the same bytes? Either larger crops or more of them; the
-# cell below looks for the largest that fit. Both give it more pixels for each step, and
-# each step takes longer, so time stands in the table too. These minutes include the
-# validation, and the runs came one after the other: for the cost of a step, trust the
-# measurement in turns above.
-#
-# All runs have {glue:text}`small_steps` steps and {glue:text}`seed_count` seeds.
-# These networks are far from done; they are good for comparing. Each finished run
-# stays on disk. Interrupt this cell whenever you like.
+# network in place have if it keeps no more bytes? Either larger crops or more of them;
+# the cell below looks for the largest. Each step takes longer then. (The minutes
+# include validation; for the cost of a step, trust the measurement in turns above.)
 
 # %%
 EXPERIMENT = runtime.choose(
@@ -1413,20 +1399,18 @@ glue(
 
 # %% [markdown]
 # In the first ten steps the losses differ by {glue:text}`early_gap:.1e` at most, by
-# rounding; training magnifies that, as it does any small difference. Over all steps
-# it is {glue:text}`mean_gap:.3f` on average, where the loss itself is
-# {glue:text}`mean_loss:.2f`. Over the last tenth the loss is
-# {glue:text}`end_standard:.3f` standard and {glue:text}`end_in_place:.3f` in place.
+# rounding; training magnifies that. Over all steps it is {glue:text}`mean_gap:.3f` on
+# average, where the loss itself is {glue:text}`mean_loss:.2f`. Over the last tenth the
+# loss is {glue:text}`end_standard:.3f` standard and {glue:text}`end_in_place:.3f` in
+# place.
 #
-# For the bytes of {glue:text}`small_batch` crops of {glue:text}`small_side` pixels,
-# the network in place can have crops of {glue:text}`large_crop` pixels, which is
-# {glue:text}`area_ratio:.2f` times the area, or {glue:text}`large_batch` crops,
-# {glue:text}`batch_ratio:.2f` times as many. What the runs say, read off by the rule
-# of `utils/verdicts.py`: a claim *shows* if every seed with it beats every seed
-# without it; there is *a hint* if the means differ by more than the seeds scatter;
-# otherwise the two cannot be told apart here. The rule is easy to please: if nothing
-# but luck decided, a claim or its opposite would show in {glue:text}`chance:.0%` of
-# all cases with this many seeds. So look at the size of a difference too.
+# For the bytes kept of {glue:text}`small_batch` crops of {glue:text}`small_side`
+# pixels, the network in place can have crops of {glue:text}`large_crop` pixels, which
+# is {glue:text}`area_ratio:.2f` times the area, or {glue:text}`large_batch` crops,
+# {glue:text}`batch_ratio:.2f` times as many. The table gives the mean, the lowest and
+# the highest seed. Below, *shows* means only that every seed with it beats every seed
+# without it: if nothing but luck decided, a claim or its opposite would do so in
+# {glue:text}`chance:.0%` of all cases with this many seeds.
 
 # %%
 claims = [
@@ -1447,11 +1431,14 @@ Markdown(
 )
 
 # %% [markdown]
-# The first line is a control. As long as no $\gamma$ changes its sign, both networks
-# compute the same but for rounding. So even where that line says that something shows,
-# it is luck: the difference of the means, {glue:text}`control:+.3f`, measures how much
-# luck there is in the lines below it. And at equal steps, larger or more crops are also
-# more pixels seen: what shows is what the memory buys together with the time to use it.
+# The first line warns of the others. As long as no $\gamma$ changes its sign, both
+# networks compute the same but for rounding, so its {glue:text}`control:+.3f` is luck:
+# one draw of it, of pairs that share weights and crops, and no measure for what luck
+# does below. Larger crops and more crops came out ahead of the standard network on
+# both seeds, and cannot be told apart; at equal steps they are also more pixels seen,
+# in more time. Nothing about scores follows yet. A fair test would need five paired
+# seeds or more, trained until the curves are flat, scored on areas that chose nothing,
+# and for "the same score" a margin named before.
 
 # %% [markdown]
 # ## Where we differ
@@ -1492,11 +1479,12 @@ Markdown(
 # ## Summary
 #
 # - Training keeps maps, and most of them in pairs, on both sides of a normalisation
-#   with its activation. In place, it keeps one of each pair.
-# - The other one can be computed back, because the activation can be undone and the
-#   scale is never zero.
-# - In-place operations need someone to watch. PyTorch does, for everything that was
-#   saved; read a tensor before it is overwritten, not after.
+#   with its activation. In place, it keeps one of each pair; the peak of a step falls
+#   by less.
+# - What the gradients need of the other, $\hat x$, can be computed back, because the
+#   activation can be undone and the scale is never zero.
+# - PyTorch watches in-place operations, for everything that was saved; read a tensor
+#   before it is overwritten, not after.
 #
 # ## Exercises
 #
@@ -1509,8 +1497,8 @@ Markdown(
 # The inverse is $\log(1 + y)$ for negative $y$. Near $z = -17$, $e^z$ falls below the
 # distance between -1 and the next number. From there on, or a little further, as the
 # machine rounds, $y$ is exactly -1 and the logarithm minus infinity. Long before that
-# the digits run out. The leaky ReLU loses nothing but the last digit: a division does
-# not care how small a number is.
+# the digits run out. The leaky ReLU loses only the last digit in single precision. In
+# float16 small numbers have fewer digits: $-10^{-5}$ comes back a fifth too large.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1528,8 +1516,8 @@ for row in torch.stack([z, from_elu, from_leaky], 1)[::3].tolist():
 # ```{dropdown} Solution
 # With $\gamma' = 0$ every $z$ would be $\beta$, and nothing could be computed back from
 # it. With $\gamma' = \epsilon$, $z$ still holds $\hat x$, in its last digits: at single
-# precision and $\epsilon = 10^{-5}$ beside a $\beta$ of one, there are about two of
-# them left. A channel that the network has switched off gets rough gradients.
+# precision and $\epsilon = 10^{-5}$ beside a $\beta$ of one, about two are left. A
+# channel that the network has switched off gets rough gradients.
 # ```
 
 # %% tags=["hide-cell"]
@@ -1555,9 +1543,9 @@ with torch.no_grad():
 # ```{dropdown} Solution
 # It could: its input is the output of a convolution, which nobody else needs, and the
 # sum makes a new map and keeps nothing. But it would save nothing: standard, the
-# normalisation keeps its input; in place, its output, which the sum does not need. Only
-# where the output goes straight into a convolution, which keeps it anyway, is one map
-# less kept.
+# normalisation keeps its input; in place, its output, which the sum does not need. With
+# a leaky ReLU a map would be saved, whatever follows: the standard activation keeps one
+# for itself, as the last one of our chain does.
 # ```
 
 # %% tags=["hide-cell"]
