@@ -3,6 +3,7 @@
 On the page `networks` the line `<!-- the networks -->` gives way to the listing. The
 cards in the chapters and the table in the README are text in these files, so that
 Colab and GitHub show them too; `tools/cards.py` writes them with the functions here.
+The page carries a script that filters its codes by framework, `book_networks.js`.
 """
 
 import base64
@@ -17,7 +18,9 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).with_suffix(".js")
 PLACE = "<!-- the networks -->"
+FILTER = '<div class="framework-filter"></div>'  # for the script to fill
 IMAGE = re.compile(r'<img [^>]*?alt="([^"]*)"[^>]*?src="data:image/\w+;base64,([^"]+)"')
 WIDTH = 86  # of a card's lines, which stand behind "# " in a chapter's .py
 
@@ -79,13 +82,17 @@ def listed(repositories):
 def table(rows):
     lines = ["```{list-table}", ":class: chapter-card", ":header-rows: 0", ""]
     for name, text in rows.items():
-        lines.append(f"* - {name}")
-        wrapped = textwrap.wrap(
-            text.replace("[arXiv ", "[arXiv\0"), WIDTH, initial_indent="  - ",
-            subsequent_indent="    ", break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
-        lines += [line.replace("\0", " ") for line in wrapped]
+        lines += [f"* - {name}", *cell(text)]
     return [*lines, "```"]
+
+
+def cell(text, first="  - "):
+    """The wrapped lines of a cell in a list-table."""
+    wrapped = textwrap.wrap(
+        text.replace("[arXiv ", "[arXiv\0"), WIDTH, initial_indent=first,
+        subsequent_indent="    ", break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\0", " ") for line in wrapped]
 
 
 # --- what the chapters show ---
@@ -150,27 +157,62 @@ def overview(root=ROOT, link="chapters/{}"):
 
 def listing(root=ROOT):
     """The page's Markdown: the overview, then a section for each chapter."""
-    lines = overview(root)
+    lines = [*overview(root), "", FILTER]
     for entry in load(root):
-        cited = ",".join(paper["cite"] for paper in entry["papers"])
-        several = len(entry["papers"]) > 1
-        rows = {
-            "Papers" if several else "Paper": ". ".join(map(about, entry["papers"])),
-            "What it brought": entry["brought"],
-            "Reported there": entry["reported"],
-            **codes(entry),
-            "Cite": f"{{footcite:t}}`{cited}`",
-            "In this book": f"[Chapter](chapters/{entry['chapter']}): "
-            f"{entry['result'][2]} {result(entry, root)}",
-        }
         lines += ["", f"## {entry['name']}", "", thumbnail(entry, root), ""]
-        lines += table(rows)
-    return lines
+        lines += table(summary(entry, root))
+        lines += ["", *codes_table(entry), "", *bibtex(entry, root)]
+    script = SCRIPT.read_text(encoding="utf-8")
+    return [*lines, "", f"<script>\n{script}</script>"]
+
+
+def summary(entry, root=ROOT):
+    """The rows on a network, its papers and its chapter."""
+    cited = ",".join(paper["cite"] for paper in entry["papers"])
+    rows = {
+        "Papers" if len(entry["papers"]) > 1 else "Paper": ". ".join(
+            map(about, entry["papers"])
+        ),
+        "What it brought": entry["brought"],
+        "Reported there": entry["reported"],
+        "More": entry.get("more"),
+        "Cite": f"{{footcite:t}}`{cited}`",
+        "In this book": f"[Chapter](chapters/{entry['chapter']}): "
+        f"{entry['result'][2]} {result(entry, root)}",
+    }
+    return {name: text for name, text in rows.items() if text}
+
+
+def codes_table(entry):
+    """The official codes, then the others: framework, training, testing, weights."""
+    lines = ["```{list-table}", ":class: codes", ":header-rows: 1", ""]
+    for k, head in enumerate(("Code", "Framework", "Train", "Test", "Weights")):
+        lines += cell(head, "  - " if k else "* - ")
+    official = [code["name"] for code in entry["official"]]
+    for code in entry["official"] + entry["others"]:
+        facts = entry["codes"][code["name"]]
+        name = f"[{code['name']}]({facts.get('url') or code['url']})"
+        told = "official" if code["name"] in official else "", facts.get("note")
+        lines += cell(", ".join([name, *filter(None, told)]), "* - ")
+        for what in ("framework", "train", "test", "weights"):
+            lines += cell(facts[what])
+    return [*lines, "```"]
+
+
+def bibtex(entry, root=ROOT):
+    """The entries of references.bib behind a network and its codes, each to copy."""
+    text = Path(root, "references.bib").read_text(encoding="utf-8")
+    known = dict(re.findall(r"(?ms)^(?=@\w+\{(\w+),)(.*?^\})$", text))
+    lines = ["````{dropdown} BibTeX"]
+    for key in entry["bibtex"]:
+        lines += ["```bibtex", *known[key].splitlines(), "```"]
+    return [*lines, "````"]
 
 
 def fill_page(app, page, source):
     if PLACE in source[0]:
-        app.env.note_dependency(str(ROOT / "networks.yml"))
+        for file in (ROOT / "networks.yml", ROOT / "references.bib", SCRIPT):
+            app.env.note_dependency(str(file))
         for entry in load():
             app.env.note_dependency(str(ROOT / f"chapters/{entry['chapter']}.ipynb"))
         source[0] = source[0].replace(PLACE, "\n".join(listing()))

@@ -76,18 +76,179 @@ def test_papers_agree_with_the_bibliography(entry):
         assert all(letters(name) in letters(fields["author"]) for name in names)
 
 
-def test_errors_of_the_old_listing_stay_corrected():
-    papers = {e["chapter"]: [p["arxiv"] for p in e["papers"]] for e in ENTRIES}
-    assert papers["gcn"] == ["1703.02719"] and papers["pspnet"] == ["1612.01105"]
-    codes = {e["chapter"]: [c["url"] for c in e["official"]] for e in ENTRIES}
-    assert codes["instruments"] == [
-        "https://github.com/ternaus/robot-surgery-segmentation"
-    ]
-    assert codes["ternausnetv2"] == ["https://github.com/ternaus/TernausNetV2"]
-    by_name = {entry["chapter"]: entry for entry in ENTRIES}
-    assert by_name["unet"]["papers"][0]["cite"] == "ronneberger2015unet"
-    for name in ("unet", "ternausnetv2"):
-        assert "official code" in by_name[name]["weights"]
+# What the old listing said of each network: papers (at arXiv), codes with their
+# frameworks, further links, and the words of its citation.
+OLD = {
+    "unet": {
+        "papers": ["1505.04597", "1609.09077"],
+        "codes": {
+            "https://lmb.informatik.uni-freiburg.de/resources/opensource/unet": "Caffe",
+            "https://github.com/jakeret/tf_unet": "TensorFlow",
+            "https://github.com/zhixuhao/unet": "Keras",
+            "https://github.com/milesial/Pytorch-UNet": "PyTorch",
+        },
+        "links": [
+            "https://tf-unet.readthedocs.io/en/latest/installation.html",
+            "https://tf-unet.readthedocs.io/en/latest/usage.html",
+            "https://github.com/zhixuhao/unet/blob/master/trainUnet.ipynb",
+            "https://github.com/zhixuhao/unet/blob/master/dataPrepare.ipynb",
+        ],
+        "cited": "Radio frequency interference mitigation using deep convolutional "
+        "neural networks",
+    },
+    "refinenet": {
+        "papers": ["1611.06612"],
+        "codes": {
+            "https://github.com/guosheng/refinenet": "MATLAB",
+            "https://github.com/DrSleep/refinenet-pytorch": "PyTorch",
+            "https://github.com/DrSleep/light-weight-refinenet": "PyTorch",
+            "https://github.com/eragonruan/refinenet-image-segmentation": "TensorFlow",
+        },
+        "links": [
+            "https://github.com/guosheng/refinenet/blob/master/libs/matconvnet/doc/site"
+            "/docs/pretrained.md",
+        ],
+        "cited": "RefineNet: Multi-Path Refinement Networks for High-Resolution "
+        "Semantic Segmentation",
+    },
+    "pspnet": {
+        "papers": ["1612.01105"],
+        "codes": {
+            "https://github.com/hszhao/PSPNet": "Caffe",
+            "https://github.com/Vladkryvoruchko/PSPNet-Keras-tensorflow": "Keras",
+            "https://github.com/hellochick/PSPNet-tensorflow": "TensorFlow",
+        },
+        "links": ["https://hszhao.github.io/projects/pspnet/"],
+        "cited": "Pyramid Scene Parsing Network",
+    },
+    "gcn": {
+        "papers": ["1612.01105"],
+        "codes": {
+            "http://research.sualab.com/practice/2018/11/23"
+            "/image-segmentation-deep-learning.html": "TensorFlow",
+        },
+        "links": [],
+        "cited": None,
+    },
+    "deeplab": {
+        "papers": ["1706.05587", "1802.02611"],
+        "codes": {
+            "https://github.com/tensorflow/models/tree/master/research/deeplab":
+            "TensorFlow",
+        },
+        "links": [],
+        "cited": "Encoder-Decoder with Atrous Separable Convolution for Semantic Image "
+        "Segmentation",
+    },
+    "inplace_abn": {
+        "papers": ["1712.02616"],
+        "codes": {"https://github.com/mapillary/inplace_abn": "PyTorch"},
+        "links": [],
+        "cited": "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs",
+    },
+    "ternausnetv2": {
+        "papers": [],
+        "codes": {"https://github.com/ternaus/TernausNetV2": "PyTorch"},
+        "links": [
+            "http://openaccess.thecvf.com/content_cvpr_2018_workshops/papers/w4/"
+            "Iglovikov_TernausNetV2_Fully_Convolutional_CVPR_2018_paper.pdf",
+        ],
+        "cited": "TernausNetV2: Fully Convolutional Network for Instance Segmentation",
+    },
+    "instruments": {
+        "papers": ["1803.01207"],
+        "codes": {"https://github.com/ternaus/TernausNetV2": "PyTorch"},
+        "links": [
+            "https://drive.google.com/drive/folders/13e0C4fAtJemjewYqxPtQHO6Xggk7lsKe",
+        ],
+        "cited": "Automatic Instrument Segmentation in Robot-Assisted Surgery Using "
+        "Deep Learning",
+    },
+}  # fmt: skip
+
+# What was wrong in it: (network, link) -> the right link.
+WRONG = {
+    ("gcn", "https://arxiv.org/abs/1612.01105"): "https://arxiv.org/abs/1703.02719",
+    ("instruments", "https://github.com/ternaus/TernausNetV2"):
+    "https://github.com/ternaus/robot-surgery-segmentation",
+    ("refinenet", OLD["refinenet"]["links"][0]):
+    "https://github.com/guosheng/refinenet#testing",
+}  # fmt: skip
+
+# What the page must say of its changes: network -> words of that point of the list.
+CHANGED = {
+    "All networks": ["arXiv", "for each code", "pictures", "report is new"],
+    "U-Net": ["akeret2017rfi", "no trained weights", "archive", "left out"],
+    "PSPNet": ["official code tests", "PSPNet-tensorflow", "semseg is added"],
+    "DeepLab": ["no citation", "torchvision are added", "DeepLabV3Plus-Pytorch"],
+    "RefineNet": ["documentation of MatConvNet", "another paper"],
+    "GCN": ["paper of PSPNet", "1703.02719", "citation", "ZijunDeng"],
+    "In-Place ABN": ["ImageNet only"],
+    "TernausNetV2": ["unsupported", "demo", "weights", "arXiv is added"],
+    "Robotic instruments": ["code of TernausNetV2", "ICMLA 2018"],
+}
+FRAMEWORKS = {"Caffe", "Keras", "MATLAB", "PyTorch", "TensorFlow"}
+
+
+def links_in(lines):
+    return re.findall(r"\]\((\S+?)\)", "\n".join(lines))
+
+
+@every_entry
+def test_listing_has_all_that_the_old_one_had_or_its_correction(entry):
+    name = entry["chapter"]
+    rows = book_networks.codes_table(entry)
+    text = "\n".join(rows)
+    found = links_in([*book_networks.table(book_networks.summary(entry)), *rows])
+    old = OLD[name]
+    papers = [f"https://arxiv.org/abs/{number}" for number in old["papers"]]
+    for link in [*papers, *old["codes"], *old["links"]]:
+        right = WRONG.get((name, link), link.replace("http://", "https://"))
+        assert right in found, link
+    for link, framework in old["codes"].items():
+        right = WRONG.get((name, link), link.replace("http://", "https://"))
+        row = next(row for row in text.split("\n* - ") if f"]({right})" in row)
+        assert f"\n  - {framework}\n" in row
+    if old["cited"]:
+        known = bibliography()
+        titles = [letters(known[key]["title"]) for key in entry["bibtex"]]
+        assert letters(old["cited"]) in titles
+
+
+def test_page_states_each_change_of_the_old_listing():
+    page = (ROOT / "networks.md").read_text(encoding="utf-8")
+    points = {
+        re.match(r"\*\*(.+?)\*\*", point)[1]: " ".join(point.split())
+        for point in page.split("\n- ")[1:]
+    }
+    assert list(points) == list(CHANGED)
+    for name, words in CHANGED.items():
+        assert [word for word in words if word not in points[name]] == []
+
+
+@every_entry
+def test_framework_training_testing_and_weights_are_told_of_every_code(entry):
+    named = [code["name"] for code in entry["official"] + entry["others"]]
+    assert list(entry["codes"]) == named
+    for facts in entry["codes"].values():
+        assert facts["framework"] in FRAMEWORKS
+        assert all(facts[what] for what in ("train", "test", "weights"))
+
+
+@every_entry
+def test_bibtex_can_be_pasted_for_all_papers(entry):
+    text = "\n".join(book_networks.bibtex(entry))
+    blocks = re.findall(r"(?ms)^```bibtex\n(@\w+\{(\w+),\n.*?^\})\n```$", text)
+    assert [key for _, key in blocks] == entry["bibtex"]
+    assert all(block.count("{") == block.count("}") for block, _ in blocks)
+    cited = {paper["cite"] for paper in entry["papers"]}
+    cited |= set(re.findall(r"footcite:t\}`(\w+)`", str(entry["codes"])))
+    assert cited <= set(entry["bibtex"])
+
+
+def test_deeplab_scores_stand_like_for_like():
+    reported = {entry["chapter"]: entry["reported"] for entry in ENTRIES}["deeplab"]
+    assert "v3 85.7, v3+ 87.8; with JFT-300M as well, 86.9 and 89.0" in reported
 
 
 @every_entry
@@ -149,5 +310,7 @@ def test_listing_has_a_section_with_a_picture_for_each_network(site):
         for paper in entry["papers"]:
             assert f"https://arxiv.org/abs/{paper['arxiv']}" in hrefs
         for code in entry["official"] + entry["others"]:
-            assert "url" not in code or code["url"] in hrefs
+            assert (code.get("url") or entry["codes"][code["name"]]["url"]) in hrefs
         assert f"chapters/{entry['chapter']}.html" in hrefs
+        blocks = section.select(".highlight-bibtex pre")
+        assert len(blocks) == len(entry["bibtex"])
