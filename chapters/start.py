@@ -18,9 +18,8 @@
 #
 # A classifier answers one question for an image. A segmentation network answers one
 # for every pixel. This page lays out what all chapters stand on: what the answer
-# looks like, how good it is, why most losses and scores of classification mislead
-# here, and what happens to a fine answer inside a network that works on a coarse
-# grid.
+# looks like, how good it is, why accuracy misleads here, and what happens to a fine
+# answer inside a network that works on a coarse grid.
 #
 # **In numbers.** On street scenes, a network that calls every pixel
 # *{glue:text}`frequent_class`* gets {glue:text}`frequent_accuracy:.0%` of the pixels
@@ -158,7 +157,7 @@ glue(
 # Halved with bilinear interpolation, {glue:text}`invented_smooth:.1%` of the pixels
 # get a class that no pixel around has; with the nearest pixel,
 # {glue:text}`invented_nearest:.1%`. All data sets of this book resize masks by the
-# nearest pixel, or by a vote.
+# nearest pixel (`nearest-exact`: PyTorch's plain `nearest` rounds down), or by a vote.
 #
 # ## Three kinds of segmentation
 #
@@ -228,9 +227,9 @@ Markdown(f"{town.citation}. {town.licence}.")
 # intersection over the sum of both. *Accuracy* is the share of pixels with the right
 # class. *Boundary F1* {footcite:p}`csurka2013good` compares outlines: which share of
 # the predicted outline lies within two pixels of the true one, which share of the
-# true one lies near the predicted one, and the harmonic mean of both. Here is the
-# heart of the first two in `utils/metrics.py`; over all classes, the *mean* IoU is
-# taken.
+# true one lies near the predicted one, and the harmonic mean of both. IoU and Dice
+# count the pixels of all images together; boundary F1 is the mean over the images.
+# Over all classes, the *mean* IoU is taken. The first two in `utils/metrics.py`:
 
 # %%
 for function in (metrics.iou, metrics.dice):
@@ -360,8 +359,7 @@ HTML(
 # Press *nothing*: accuracy hardly minds, the other three fall to zero. IoU and Dice
 # put any two predictions for one class in the same order, since each follows from the
 # other: $\text{Dice} = 2 \, \text{IoU} / (1 + \text{IoU})$. Only means over classes
-# or images can differ in order. Boundary F1 asks something else: a shift that
-# costs a large object little IoU costs it much of its outline.
+# or images can differ in order. Boundary F1 asks for the outline alone.
 #
 # ### Why accuracy misleads
 #
@@ -399,28 +397,29 @@ Markdown("\n".join(lines))
 # The rarer a class, the better looks the answer that never finds it; its IoU is zero.
 # The last column is a warning of another kind. Take the *true* mask and move it by two
 # pixels to the right: large classes lose little, and what is narrow in that direction
-# loses most of its IoU. (Moved down, poles and people would keep much more.) A mean
-# over classes is moved by thin, rare classes more than by anything else.
+# loses most of its IoU. A mean over classes counts them all alike.
 #
 # ## Imbalance and losses
 #
-# A loss can be misled as well. Cross-entropy asks each pixel for itself, so a network
-# may lower it a lot by never naming a rare class. Three ways to train a network to find
+# Cross-entropy asks each pixel for itself, so a network may lower it a lot by giving a
+# rare class little probability everywhere. Three ways to train a network to find
 # people: plain cross-entropy; cross-entropy that *weighs* people more, by $1 / \log(1.1
 # + f)$ with their share $f$ of the pixels, after ENet {footcite:p}`paszke2016enet`,
-# whose constant is 1.02; and cross-entropy minus the logarithm of a soft IoU, which
-# looks at all pixels of the class together.
+# whose constant, 1.02, would weigh them several times more; and cross-entropy minus the
+# logarithm of a soft IoU, which looks at all pixels of the class together.
 #
 # The heart of every training in this book is this loop; `utils.training.fit` adds a
 # progress bar, a schedule for the learning rate, and a file to go on from:
 #
 # ```python
 # for step in range(steps):
-#     images, labels = sample(generator)
-#     loss = criterion(model(images), labels)
+#     images, labels = sample(generator)  # (B, 3, H, W), (B, H, W)
+#     logits = model(images)  # (B, K, H, W): a number for each class
+#     loss = F.cross_entropy(logits, labels, ignore_index=void)
 #     optimizer.zero_grad()
 #     loss.backward()
 #     optimizer.step()
+# mask = logits.argmax(1)  # (B, H, W)
 # ```
 
 
@@ -536,9 +535,10 @@ Markdown("\n".join(lines))
 # it prefers a network that names hardly anybody. IoU is {glue:text}`people_plain:.3f`
 # for plain cross-entropy, {glue:text}`people_weighted:.3f` with the weight, and
 # {glue:text}`people_overlap:.3f` with the soft IoU. The last two columns say how many
-# of the people are found, and how much of what is found is people. All three are read
-# at a threshold of one half after a short training; a lower threshold on the first
-# network would find more people too, so this table cannot say which loss is better.
+# of the people are found (*recall*), and how much of what is found is people
+# (*precision*). All three are read at a threshold of one half after a short training; a
+# lower one on the first network would find more people too. Which loss is better, only
+# curves of precision against recall could say, after training until they settle.
 #
 # ## Up-sampling
 #
@@ -590,16 +590,16 @@ glue(
 )
 
 # %% [markdown]
-# A pixel is a little square, so a row of nine pixels ends half a pixel beyond the
-# centre of its last one. Made {glue:text}`factor` times as long, the step should lie
-# at {glue:text}`true_edge:.2f` (dotted), and by the nearest pixel and linearly it
+# A pixel is a little square. Made {glue:text}`factor` times as long, the step should
+# lie at {glue:text}`true_edge:.2f` (dotted), and by the nearest pixel and linearly it
 # does ({glue:text}`edge_linear:.2f`). With `align_corners=True` pixels are *points*:
 # first stays on first, last on last, and everything between is stretched to fit. The
 # edge ends at {glue:text}`edge_aligned:.2f`. That is no mistake if the whole network
 # thinks in points, with sides of $16 n + 1$ pixels, so that each stride meets the
 # last pixel too; several papers of this book do. It is one if the two ways are mixed:
 # each up-sampling then moves the answer a little, and more the farther from the
-# middle.
+# middle. A *transposed convolution* scales up by learnt weights: it spreads each value
+# over a small window and adds up where windows overlap ([U-Net](unet) has it).
 #
 # ## Output stride
 #
@@ -665,52 +665,50 @@ plotting.explorer(
 # %% [markdown]
 # At stride 8 the average keeps {glue:text}`stride_8:.2f`, at {glue:text}`worst_stride`
 # {glue:text}`worst_limit:.2f`, for frames of {glue:text}`height` by {glue:text}`width`
-# pixels; on larger frames the loss is smaller, since poles and people are larger. This
-# is what one coarse answer loses, and no bound: coarse numbers that are *learnt* for
-# the same way of scaling up keep more, and so does a learnt way of scaling up. There
-# are three ways out, and most chapters are about one of them: carry fine maps across
+# pixels; on larger frames poles and people are larger and lose less. This is what one
+# coarse answer loses, and no bound: an average is not the best coarse answer, and
+# networks learn theirs, and often how to scale it up. There are three ways out, and
+# most chapters are about one of them: carry fine maps across
 # ([U-Net](unet), [RefineNet](refinenet), [GCN](gcn)); keep the grid fine and spread the
 # kernels ([DeepLab](deeplab), [PSPNet](pspnet)); or both.
 #
 # ## How to run a chapter
 #
 # Every page picks its settings by the machine: the profile `gpu` where PyTorch finds an
-# NVIDIA GPU (or another that speaks CUDA), `cpu` elsewhere, on a Mac too, with smaller
-# images and networks and fewer steps, made for two cores; the claims are tested all the
-# same. `SEGBOOK_PROFILE` chooses another: `smoke` runs a page in under a minute on
-# drawn stand-ins, to see that all works, and learns nothing.
+# accelerator (NVIDIA, AMD, Apple's `mps`, Intel's `xpu`), else `cpu`, with smaller
+# images and networks and fewer steps, made for two cores. `SEGBOOK_PROFILE` chooses
+# another: `smoke` runs a page in under a minute on drawn stand-ins, to see that all
+# works, and learns nothing.
 #
-# - **In Colab.** The rocket above a title opens its page there. Choose a GPU first
-#   (*Runtime*, *Change runtime type*), then run all cells; the first one fetches the
-#   book's code and installs what is missing. A Colab machine forgets its files sooner
-#   or later. To keep trainings, mount a drive and let `SEGBOOK_RUNS` name a folder on
+# - **In Colab.** The rocket above a title opens its page there, in a copy of the book
+#   that knows its own address. Choose a GPU first (*Runtime*, *Change runtime type*),
+#   then run all cells; the first one fetches the book's code and installs what is
+#   missing. To keep trainings, mount a drive and let `SEGBOOK_RUNS` name a folder on
 #   it.
-# - **On a GPU of your own.** Clone the book, type `make book` once, and open the
-#   notebook; or let `make run CHAPTER=unet` run it from top to bottom. If the GPU's
-#   memory is too small, halve the batch in the cell that holds the training's settings.
-# - **On a laptop.** The same commands; without a GPU they take the small settings.
+# - **On your computer.** Clone the book, type `make install` once, and open the
+#   notebook; or let `make run CHAPTER=unet` run it from top to bottom. If a GPU's
+#   memory is too small, halve the batch in the cell with the training's settings.
 #
 # Images come by themselves on first use: from a folder of yours, a pinned archive, or
 # Kaggle, in this order. If none can be had, drawn stand-ins step in, and the page says
-# so. Finished trainings are kept in `runs/`, and an interrupted one goes on where it
-# stopped; run a page again and they are read back, change their code and they are made
-# anew. The main networks of some pages were trained for longer and come with the book,
-# in `results/`: such a page says when and where, and trains anew if you ask it to.
+# so. Finished trainings are kept in `runs/` and read back until their code changes; an
+# interrupted one goes on where it stopped. The main networks of some pages were trained
+# for longer and come with the book, in `results/`: such a page says when and where, and
+# trains anew if you ask it to.
 #
 # **Where outputs come from.** Under the title of each chapter stands when it was run
-# and on what; at its end, with which settings, data and versions. The last entry is a
-# hash of the page's code. If somebody changes the code and does not run the page
-# again, the book's tests fail. So what you read belongs to the code beside it.
+# and on what; at its end, with which settings, data and versions, and a hash of its
+# code: if that changes and the page is not run again, the book's tests fail.
 #
 # ## Summary
 #
 # - A mask holds numbers. Look at them, and resize it by the nearest pixel.
 # - Accuracy flatters whoever ignores rare classes. Use IoU for areas, boundary F1 for
 #   outlines, both per class.
-# - A loss chooses between missed and false pixels; a weight or a soft IoU moves the
-#   choice.
+# - At one threshold, a weight or a soft IoU in the loss trades precision for recall; so
+#   does the threshold.
 # - Decide whether pixels are squares or points, once for the whole network.
-# - A coarse answer, scaled up as it is, loses thin things most.
+# - Averaged over a coarse grid, thin things are lost first.
 #
 # ## Exercises
 #
@@ -749,7 +747,7 @@ for name, score in (("IoU", lambda j: j), ("Dice", lambda j: 2 * j / (1 + j))):
 
 # %% [markdown]
 # ```{dropdown} Solution
-# Thin and small ones. Poles may vanish altogether: no cell of the grid is mostly pole.
+# Thin and small ones: something broader nearly always has more of a cell.
 # ```
 
 # %% tags=["hide-cell"]
