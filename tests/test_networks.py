@@ -6,6 +6,7 @@ import sys
 import unicodedata
 
 import pytest
+import test_pages
 from bs4 import BeautifulSoup
 from conftest import ROOT, chapters
 
@@ -13,6 +14,8 @@ sys.path[:0] = [str(ROOT / "_ext"), str(ROOT / "tools")]
 
 import book_networks
 import cards
+
+browser, address = test_pages.browser, test_pages.address  # fixtures
 
 ENTRIES = book_networks.load()
 ABOUT_NO_PAPER = {"start", "comparison"}
@@ -246,6 +249,16 @@ def test_bibtex_can_be_pasted_for_all_papers(entry):
     assert cited <= set(entry["bibtex"])
 
 
+def test_weights_that_the_old_listing_missed_are_there():
+    codes = {entry["chapter"]: entry["codes"] for entry in ENTRIES}
+    unet, ternaus = codes["unet"], codes["ternausnetv2"]
+    for facts in (
+        unet["lmb.informatik.uni-freiburg.de"], unet["milesial/Pytorch-UNet"],
+        ternaus["ternaus/TernausNetV2"],
+    ):  # fmt: skip
+        assert not facts["weights"].startswith(("None", "Gone"))
+
+
 def test_deeplab_scores_stand_like_for_like():
     reported = {entry["chapter"]: entry["reported"] for entry in ENTRIES}["deeplab"]
     assert "v3 85.7, v3+ 87.8; with JFT-300M as well, 86.9 and 89.0" in reported
@@ -314,3 +327,53 @@ def test_listing_has_a_section_with_a_picture_for_each_network(site):
         assert f"chapters/{entry['chapter']}.html" in hrefs
         blocks = section.select(".highlight-bibtex pre")
         assert len(blocks) == len(entry["bibtex"])
+
+
+def test_filter_by_framework_works_by_keyboard_and_hides_nothing_without_script(
+    browser, address
+):
+    rows = "table.codes tbody tr:visible"
+    frameworks = [f["framework"] for e in ENTRIES for f in e["codes"].values()]
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(f"{address}networks.html")
+    assert page.locator(rows).count() == len(frameworks)
+    assert page.locator(".framework-filter button").count() == 0
+    page.close()
+
+    page = browser.new_page()
+    page.goto(f"{address}networks.html")
+    box = page.locator(".framework-filter")
+    names = box.get_by_role("button").all_inner_texts()
+    assert names == ["all", *sorted(FRAMEWORKS)]
+    for name in [*names[1:], "all"]:
+        box.get_by_role("button", name=name).press("Enter")
+        shown = page.locator(f"{rows} td:nth-child(2)").all_inner_texts()
+        wanted = frameworks if name == "all" else [f for f in frameworks if f == name]
+        assert sorted(shown) == sorted(wanted)
+        pressed = box.locator("[aria-pressed=true]").all_inner_texts()
+        assert pressed == [name]
+        linked = box.locator("[role=status] a").all_inner_texts()
+        with_code = [
+            entry["name"] for entry in ENTRIES
+            if name in {facts["framework"] for facts in entry["codes"].values()}
+        ]  # fmt: skip
+        assert linked == with_code
+        assert page.get_by_text("No code in").count() == (
+            0 if name == "all" else len(ENTRIES) - len(with_code)
+        )
+    page.close()
+
+
+def test_bibtex_has_a_button_that_copies_it(browser, address):
+    page = browser.new_page()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{address}networks.html")
+    blocks = page.locator(".highlight-bibtex")
+    assert blocks.count() == sum(len(entry["bibtex"]) for entry in ENTRIES)
+    page.locator("details.sd-dropdown summary").first.click()
+    blocks.first.hover()
+    blocks.first.locator("button.copybtn").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() in (ROOT / "references.bib").read_text(encoding="utf-8")
+    assert copied.startswith("@inproceedings{ronneberger2015unet,")
+    page.close()
