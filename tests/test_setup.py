@@ -3,6 +3,7 @@
 import functools
 import gzip
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import urllib.request
 from importlib.metadata import packages_distributions, requires
 
 import pytest
-import yaml
 from conftest import ROOT, build, need
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -40,12 +40,11 @@ def test_each_list_takes_in_the_smaller_one():
         assert pins(f"requirements-{name}.txt")[1] == ["requirements.txt"]
 
 
-def test_no_pin_stands_twice():
-    names = [
-        canonicalize_name(pin.name)
-        for path in ROOT.glob("requirements*.txt")
-        for pin in pins(path.name)[0]
-    ]
+def test_pins_are_exact_and_stand_once():
+    found = [pin for path in ROOT.glob("requirements*.txt") for pin in pins(path.name)[0]]
+    for pin in found:
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
+    names = [canonicalize_name(pin.name) for pin in found]
     assert len(names) == len(set(names)) > 40
 
 
@@ -226,11 +225,6 @@ def test_ci_builds_tests_and_checks():
     lines = (ROOT / ".ci/run").read_text().splitlines()
     steps = [line.split(" <")[0] for line in lines if line.startswith("make ")]
     assert steps == ["make book", "make test", "make check"]
-
-
-def test_conda_reads_the_one_list():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["dependencies"][-1] == {"pip": ["-r requirements.txt"]}
 
 
 # --- make serve ---
