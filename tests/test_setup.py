@@ -41,7 +41,8 @@ def test_each_list_takes_in_the_smaller_one():
 
 
 def test_pins_are_exact_and_stand_once():
-    found = [pin for path in ROOT.glob("requirements*.txt") for pin in pins(path.name)[0]]
+    lists = [path.name for path in ROOT.glob("requirements*.txt")]
+    found = [pin for name in lists for pin in pins(name)[0]]
     for pin in found:
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
     names = [canonicalize_name(pin.name) for pin in found]
@@ -51,7 +52,8 @@ def test_pins_are_exact_and_stand_once():
 def test_comparison_keeps_the_release_of_pytorch():
     """torchvision 0.N asks for exactly one release of PyTorch: 2.(N-15)."""
     (torch,) = [pin for pin in pins("requirements.txt")[0] if pin.name == "torch"]
-    own = {pin.name: str(pin.specifier) for pin in pins("requirements-comparison.txt")[0]}
+    others = pins("requirements-comparison.txt")[0]
+    own = {pin.name: str(pin.specifier) for pin in others}
     assert "torch" not in own and "segmentation-models-pytorch" in own
     _, minor, patch = str(torch.specifier).removeprefix("==").split(".")
     assert own["torchvision"] == f"==0.{int(minor) + 15}.{patch}"
@@ -218,7 +220,8 @@ def test_slow_checks_are_left_to_make_check(tmp_path):
     for arguments, name in (((), "test_quick"), (("-m", "check"), "test_slow")):
         command = [sys.executable, "-m", "pytest", "--strict-markers", "-v", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert f"{name} PASSED" in done.stdout and "1 passed, 1 deselected" in done.stdout
+        assert f"{name} PASSED" in done.stdout
+        assert "1 passed, 1 deselected" in done.stdout
 
 
 def test_ci_builds_tests_and_checks():
