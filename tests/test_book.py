@@ -41,7 +41,9 @@ def copy_book(folder):
 # --- pins ---
 
 
-@pytest.mark.parametrize("path", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "path", ["requirements-book.txt", "requirements.txt", "requirements-dev.txt"]
+)
 def test_every_requirement_is_pinned_and_installed(path):
     for pin in pins(path):
         assert re.fullmatch(r"[\w.-]+==[\w.]+", pin), f"not an exact pin: {pin}"

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import urllib.request
 from importlib.metadata import packages_distributions, requires
 
 import pytest
-import yaml
 from conftest import ROOT, build, need
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -40,19 +40,20 @@ def test_each_list_takes_in_the_smaller_one():
         assert pins(f"requirements-{name}.txt")[1] == ["requirements.txt"]
 
 
-def test_no_pin_stands_twice():
-    names = [
-        canonicalize_name(pin.name)
-        for path in ROOT.glob("requirements*.txt")
-        for pin in pins(path.name)[0]
-    ]
+def test_pins_are_exact_and_stand_once():
+    lists = [path.name for path in ROOT.glob("requirements*.txt")]
+    found = [pin for name in lists for pin in pins(name)[0]]
+    for pin in found:
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
+    names = [canonicalize_name(pin.name) for pin in found]
     assert len(names) == len(set(names)) > 40
 
 
 def test_comparison_keeps_the_release_of_pytorch():
     """torchvision 0.N asks for exactly one release of PyTorch: 2.(N-15)."""
     (torch,) = [pin for pin in pins("requirements.txt")[0] if pin.name == "torch"]
-    own = {pin.name: str(pin.specifier) for pin in pins("requirements-comparison.txt")[0]}
+    others = pins("requirements-comparison.txt")[0]
+    own = {pin.name: str(pin.specifier) for pin in others}
     assert "torch" not in own and "segmentation-models-pytorch" in own
     _, minor, patch = str(torch.specifier).removeprefix("==").split(".")
     assert own["torchvision"] == f"==0.{int(minor) + 15}.{patch}"
@@ -219,18 +220,14 @@ def test_slow_checks_are_left_to_make_check(tmp_path):
     for arguments, name in (((), "test_quick"), (("-m", "check"), "test_slow")):
         command = [sys.executable, "-m", "pytest", "--strict-markers", "-v", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert f"{name} PASSED" in done.stdout and "1 passed, 1 deselected" in done.stdout
+        assert f"{name} PASSED" in done.stdout
+        assert "1 passed, 1 deselected" in done.stdout
 
 
 def test_ci_builds_tests_and_checks():
     lines = (ROOT / ".ci/run").read_text().splitlines()
     steps = [line.split(" <")[0] for line in lines if line.startswith("make ")]
     assert steps == ["make book", "make test", "make check"]
-
-
-def test_conda_reads_the_one_list():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["dependencies"][-1] == {"pip": ["-r requirements.txt"]}
 
 
 # --- make serve ---

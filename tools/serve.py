@@ -23,6 +23,8 @@ def packed(path, changed):
 
 
 class Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # one connection for many files
+
     def send_head(self):
         path = Path(self.translate_path(self.path))
         if self.path.split("?")[0].endswith("/"):
