@@ -88,7 +88,7 @@ def autocast(on=None):
 def synchronize():
     """Waits until the accelerator has done what it was told; a CPU always has."""
     if device().type != "cpu":
-        torch.accelerator.synchronize()
+        torch.get_device_module(device()).synchronize()
 
 
 def rng_state(on):
@@ -116,8 +116,8 @@ def estimate(on, steps, say=print):
     operations = counter.get_total_flops()
     minutes = max(1, round(operations * steps / T4 / 60))
     say(
-        f"{steps:,} steps of {operations / 1e12:.2g} TFLOP, counted in the first: about "
-        f"{minutes} minute{'s' * (minutes > 1)} on a Colab T4"
+        f"{steps:,} steps of {operations / 1e12:.2g} TFLOP, counted in the first: "
+        f"about {minutes} minute{'s' * (minutes > 1)} on a Colab T4"
     )
 
 
