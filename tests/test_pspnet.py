@@ -400,3 +400,17 @@ def test_an_image_that_is_all_void_leaves_the_loss_of_the_others(pspnet):
     alone = loss(tuple(logits[:1] for logits in output), labels[:1])
     labels[1] = VOID
     assert torch.equal(loss(output, labels), alone)
+
+
+# A batch of one
+
+
+def test_a_batch_of_one_trains_where_the_norms_do_not_count_it(pspnet):
+    module = pspnet.PyramidPooling(8).train()
+    one = torch.randn(1, 8, 12, 12)
+    with pytest.raises(ValueError, match="at least two images"):
+        module(one)
+    frozen(module)
+    assert module(one).shape == (1, 16, 12, 12)
+    over_machines = nn.SyncBatchNorm.convert_sync_batchnorm(pspnet.PyramidPooling(8))
+    assert not over_machines.train().counts_the_batch()

@@ -53,7 +53,7 @@ class Reference(Blocks):
         x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
         return self.padded(self.padded(x))
 
-    def network(self, images):
+    def maps(self, images):
         maps = [self.conv(images)]
         for blocks in (3, 3, 6, 3):
             x = F.max_pool2d(maps[-1], 2)
@@ -61,6 +61,10 @@ class Reference(Blocks):
                 # The last stage widens from 512 to 1024 in its first block only.
                 x = self.block(x, 2, short_cut=k == 0)
             maps.append(x)
+        return maps
+
+    def network(self, images):
+        maps = self.maps(images)
         x = self.up(F.max_pool2d(maps[4], 2))
         for skip in maps[4:0:-1]:
             x = self.up(torch.cat([x, skip], 1))
@@ -68,6 +72,14 @@ class Reference(Blocks):
         x = self.classifier(x)
         assert not self.tensors  # the network has nothing else
         return x
+
+
+class Plainly(Reference):
+    """With the plain norms of the released class."""
+
+    def norm(self, x):
+        scale, shift, mean, variance = self.take(4)
+        return F.leaky_relu(F.batch_norm(x, mean, variance, scale, shift), 0.01)
 
 
 def shaken(network):
@@ -90,6 +102,20 @@ def test_it_equals_the_reference_at_full_width(book, bands, batch, size):
         assert expected.shape == (batch, 2, *size)
         assert expected.std() > 1e-3
         assert_equal(network(images.clone()), expected)
+
+
+def test_with_plain_norms_scales_keep_their_sign(book):
+    encoder = shaken(book.WideResNet(3, slim=16, norm=book.PlainABN))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = Plainly(encoder).maps(images)
+        found = encoder(images)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_equal(ours, theirs)
+    own = book.WideResNet(3, slim=16)
+    own.load_state_dict(encoder.state_dict(), strict=False)  # but for the counters
+    with torch.inference_mode():
+        assert (own.eval()(images)[-1] - found[-1]).abs().max() > 1e-3
 
 
 def test_gradients_equal_those_of_the_reference(book):
@@ -157,12 +183,17 @@ def test_behind_lite0_sides_are_multiples_of_64(book):
         network(torch.zeros(1, 3, 96, 64))
 
 
+def test_the_smallest_size_of_the_reference_is_taken(small):
+    with torch.inference_mode():
+        assert small(torch.zeros(1, 3, 32, 64)).shape == (1, 2, 32, 64)
+
+
 def test_other_bands_are_refused(small):
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         small(torch.zeros(1, 11, 64, 64))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (50, 61), (33, 95)])
+@pytest.mark.parametrize("size", [(64, 64), (50, 61), (33, 95), (5, 17), (2, 1)])
 def test_pad_mirrors_and_its_window_is_the_image(book, size):
     images = torch.rand(2, 3, *size)
     larger, window = book.pad(images, 32)
@@ -177,6 +208,17 @@ def test_pad_mirrors_and_its_window_is_the_image(book, size):
         assert torch.equal(larger[..., left - 1], larger[..., left + 1])
 
 
+def test_pad_is_torch_s_reflection_where_that_reaches(book):
+    images = torch.rand(1, 3, 50, 61)
+    expected = F.pad(images, (1, 2, 7, 7), mode="reflect")
+    assert torch.equal(book.pad(images, 64)[0], expected)
+
+
+def test_pad_goes_to_and_fro_over_a_small_image(book):
+    row = torch.tensor([0.0, 1, 2]).view(1, 1, 1, 3)
+    assert book.pad(row, 8)[0][0, 0, 0].tolist() == [2, 1, 0, 1, 2, 1, 0, 1]
+
+
 @pytest.mark.parametrize("size", [(64, 96), (70, 33), (101, 64)])
 def test_predict_takes_any_size(book, small, size):
     image = torch.randint(256, (3, *size), dtype=torch.uint8)
@@ -188,6 +230,15 @@ def test_predict_takes_any_size(book, small, size):
         with torch.inference_mode():
             expected = small(pixels)[0].sigmoid()
         assert (found - expected).abs().max() < 1e-3  # in another memory format
+
+
+@pytest.mark.parametrize("size", [(5, 17), (1, 1), (63, 130)])
+def test_predict_takes_the_smallest_images(book, small, size):
+    behind = book.TernausNetV2(encoders.build("lite0", pretrained=False), filters=2)
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    for network in (behind, small):
+        found = book.predict(network, image)
+        assert found.shape == (2, *size) and found.isfinite().all()
 
 
 class Pixelwise(nn.Module):
