@@ -38,7 +38,6 @@ def on_device(*command, **environment):
         env=os.environ | quiet | environment,
         capture_output=True,
         text=True,
-        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
