@@ -16,17 +16,17 @@
 # %% [markdown]
 # # PSPNet
 #
-# A pixel of grey asphalt says nothing about whether it belongs to a road, a pavement
-# or the side of a van. What it is shows in what lies around it, sometimes far away.
-# The pyramid scene parsing network gives every position of its feature map a summary
-# of the whole scene, at four scales, and won the ImageNet scene parsing challenge of
-# 2016 with it {footcite:p}`zhao2017pyramid`.
+# A grey pixel does not say whether it belongs to a road, a pavement or the side of a
+# van. What it is shows in what lies around it, sometimes far away. The pyramid scene
+# parsing network gives every position of its feature map a summary of the whole scene,
+# at four scales, and won the ImageNet scene parsing challenge of 2016 with it
+# {footcite:p}`zhao2017pyramid`.
 #
 # **On this page**, a PSPNet with {glue:text}`parameters:,` parameters, trained for
 # {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, labels eleven classes
 # of street scenes. On CamVid's test frames, which chose nothing, it has a mean IoU of
-# {glue:text}`miou:.3f` in one pass and {glue:text}`miou_multi:.3f` averaged over
-# scales and mirror images, which is how the paper scores. This is scaled down, and its
+# {glue:text}`miou:.3f` in one pass and {glue:text}`miou_multi:.3f` averaged over scales
+# and mirror images, much as the paper's best scores are. This is scaled down, and its
 # numbers cannot be laid beside the paper's. Whether the pyramid itself helps, our short
 # trainings do not resolve.
 #
@@ -138,9 +138,11 @@ if device.type == "cpu":
 #
 # How much does a larger view tell by itself? Here is a test that needs no network. Take
 # a square patch around a pixel, shrink it to 8 by 8 pixels, and find the most similar
-# patch in the training images. Its class is the guess. Then compare two patches at
-# once: the 8 by 8 pixels around the pixel themselves, and the larger one. Every class
-# is drawn equally often, so pure chance is one in {glue:text}`class_count`.
+# of a few thousand patches drawn from the training images. Its class is the guess. (The
+# frames are CamVid's, described under *The data*; the pixels asked about are from its
+# validation part, one clip of seven seconds.) Then compare two patches at once: the 8
+# by 8 pixels around the pixel themselves, and the larger one. Every class is drawn
+# equally often, so pure chance is one in {glue:text}`class_count`.
 
 # %% tags=["model"]
 SIZE = runtime.choose(gpu=(353, 481), cpu=(353, 481), smoke=(65, 97))  # 32 n + 1
@@ -251,11 +253,11 @@ show(
 # %% [markdown]
 # The 8 pixels around a pixel are right in {glue:text}`patch_small:.0%` of the cases, a
 # view of {glue:text}`patch_side` pixels in {glue:text}`patch_large:.0%`, and both
-# together in {glue:text}`patch_both:.0%`. Each share rests on
-# {glue:text}`patch_count` pixels of one clip: a standard error of at most
-# {glue:text}`patch_error:.1%`, if they were independent, so the three cannot be told
-# apart. Comparing colours is not enough: what the surroundings say has to be recognised
-# first, and then brought to the pixel.
+# together in {glue:text}`patch_both:.0%`. Each share rests on {glue:text}`patch_count`
+# pixels of one clip: a standard error of at most {glue:text}`patch_error:.1%`, if they
+# were independent. The differences between the three, and along the curves, are of that
+# size: this test does not show that a larger view helps. It compares only colours. The
+# paper's idea is to pool what a network has recognised.
 
 # %% [markdown]
 # ## The idea
@@ -286,24 +288,25 @@ show(
 # come from the pyramid as from the map. A 3x3 convolution then reads both at every
 # position: what is here, and what kind of scene this is.
 #
-# **An auxiliary loss.** The encoder is deep, and its deep end is new to the task. A
-# second, small classifier on the stage before the last gets a loss of its own, with
-# weight $\alpha = 0.4$:
+# **An auxiliary loss.** The gradient of the main loss has a long way to the early
+# layers. A second, small classifier on the stage before the last gets a loss of its
+# own, with weight $\alpha = 0.4$:
 #
 # $$
 # L = L_{\text{main}} + \alpha \, L_{\text{aux}}.
 # $$
 #
-# It helps to train and is thrown away afterwards.
+# The paper reports that it helps. After training it is thrown away.
 #
 # **A schedule.** The learning rate falls to zero as $(1 - t / T)^{0.9}$, the "poly"
 # rule; in the reference code the new layers learn ten times as fast as the encoder.
 
 # %% [markdown]
-# What does the module see? Pool an image instead of a feature map. With the slider:
-# on the left what $b \times b$ averages keep of the picture, on the right the most
-# frequent class of each region, and the mean IoU of that map. A coarse grid knows the
-# kind of scene and where things lie, and nothing of their outlines.
+# What does pooling keep? Pool an image instead of a feature map. With the slider: on
+# the left what $b \times b$ averages keep of the picture, on the right the most
+# frequent class of each region, and the mean IoU of that map. A coarse grid keeps
+# roughly where things lie, and nothing of their outlines. The module pools features
+# instead of colours: a channel can stand for water, or for a wheel.
 
 # %% tags=["hide-input"]
 picture, truth = clip.images[0].float() / 255, clip.labels[0].long()
@@ -369,12 +372,14 @@ plotting.explorer(
 # 4 four.
 #
 # `utils/encoders.py` has ResNet, VGG and EfficientNet-Lite0, each as one module that
-# returns a list of maps. For the first block after a removed stride there are two
-# conventions. In torchvision it keeps the rate from before (`first_block="previous"`):
-# its kernel stands before the stride that was removed, so this is what leaves every tap
-# where it was. In the reference code it takes the rate of its stage (`"new"`), and
-# weights that were trained with strides compute something else until they are trained
-# anew. This is the reference code's way:
+# returns a list of maps. Which rate the first block after a removed stride takes
+# depends on where the stride was. In torchvision's ResNet it sits in the 3x3
+# convolution itself: that kernel reads the map before the stride, so keeping the rate
+# from before (`first_block="previous"`) leaves every tap where it was. In the paper's
+# Caffe models it sits in the 1x1 convolution in front, so the 3x3 rightly takes the
+# rate of its stage (`"new"`). The reference code takes `"new"` as well, with the stride
+# in the 3x3: there, weights that were trained with strides compute something else until
+# they are trained anew. This is its way:
 
 # %%
 rows = []
@@ -424,11 +429,12 @@ Markdown(
 # %% [markdown]
 # So the page trains `"previous"`.
 #
-# What can one position of the last map see? Set a gradient at the middle of it, run
-# it back to the image, and see where it arrives. The drawn picture is the size of the
+# What can one position of the last map see? Set a gradient at the middle of it, run it
+# back to the image, and see where it arrives. The drawn picture is the size of the
 # gradient, averaged over validation frames, for the encoder that this page trains, with
-# its weights from ImageNet. What *can* be seen is not what *counts*: above each picture
-# stands the side of the square in the middle that holds half of the gradient.
+# its weights from ImageNet. Within what can be seen, nearby pixels change the result
+# most: above each picture stands the side of the square in the middle that holds half
+# of the gradient.
 
 
 # %% tags=["model"]
@@ -489,18 +495,19 @@ show_reach(
 
 # %% [markdown]
 # Half of the gradient falls within {glue:text}`half_16` pixels at output stride 16, and
-# within {glue:text}`half_8` at 8: dilation has kept the view. A square of
-# {glue:text}`half_8` pixels is {glue:text}`half_share:.0%` of the frame. A fine map
-# alone does not bring the scene to the pixel.
+# within {glue:text}`half_8` at 8. The two pictures are the same, as they must be: with
+# `"previous"` the middle position has the same value at both strides. A square of
+# {glue:text}`half_8` pixels is {glue:text}`half_share:.0%` of the frame. The other half
+# lies further out, and near the corners nothing arrives.
 
 # %% [markdown]
 # ## Build it
 #
 # A 1x1 or 3x3 convolution with batch normalisation and ReLU is the brick. All
-# up-sampling on this page is bilinear with `align_corners=True`, as in the reference
-# code: the corner pixels of the small map and of the large one coincide. That fits
-# sides of $8n + 1$, 473 there: the positions of a map of stride 8 then stand exactly on
-# the pixels 0, 8, 16, ... to the last.
+# up-sampling of feature maps and logits is bilinear with `align_corners=True`, as in
+# the reference code: the corner pixels of the small map and of the large one coincide.
+# That fits sides of $8n + 1$, 473 there: the positions of a map of stride 8 then stand
+# exactly on the pixels 0, 8, 16, ... to the last.
 
 
 # %% tags=["model"]
@@ -652,9 +659,9 @@ glue(
 )
 
 # %% [markdown]
-# {glue:text}`paper_parameters:,` in all. The pyramid has
-# {glue:text}`pyramid_share:.0%` of them. The 3x3 convolution behind it, which reads
-# twice as many channels because of it, has {glue:text}`head_share:.0%`.
+# {glue:text}`paper_parameters:,` in all. The pyramid has {glue:text}`pyramid_share:.0%`
+# of them. The head behind it, whose 3x3 convolution reads twice as many channels
+# because of the pyramid, has {glue:text}`head_share:.0%`.
 #
 # **Sizes.** 473 is $8 \cdot 59 + 1$, and the map has 60 positions a side. Other sizes
 # work as well, and a batch of one in eval mode.
@@ -849,8 +856,8 @@ glue(
 # ## Look at it
 #
 # Two scores: one pass over each frame, and the average of the probabilities over four
-# scales and their mirror images, the paper's way of testing. The larger scales show
-# small things at the size of larger ones.
+# scales and their mirror images. The authors' code takes six scales, and sliding crops.
+# The larger scales show small things at the size of larger ones.
 
 # %%
 tables = {
@@ -872,12 +879,17 @@ Markdown(scenes.as_table(totals, train_set.classes))
 
 # %% [markdown]
 # Mean IoU {glue:text}`miou:.3f` in one pass, {glue:text}`miou_multi:.3f` over scales;
-# {glue:text}`miou_val:.3f` on the validation clip, whose street it knows. Pixel
-# accuracy, {glue:text}`accuracy:.3f`, hides what the rare classes do to the mean: look
-# at the thin ones.
+# {glue:text}`miou_val:.3f` on the validation clip, which chose the weights and whose
+# street is among the training frames. The first number is computed from all pixels
+# together and is no mean of the two drives: a class that is rare in one drive weighs
+# little in the sum and fully in that drive's own mean. Pixel accuracy,
+# {glue:text}`accuracy:.3f`, hides what the rare classes do to the mean: look at the
+# thin ones.
 #
 # The best and the worst frame of each drive, by the share of wrong pixels. In the last
-# column, pink is wrong and grey is void.
+# column, pink is wrong; what is right, and void, is grey. One truth is at fault itself,
+# that of the very worst frame: its published labels are shifted sideways and wrapped
+# around. It is scored as it is.
 
 # %%
 right = np.array([metrics.pixel_accuracy(table) for table in tables["one pass"]])
@@ -906,7 +918,9 @@ show(
 
 # %% [markdown]
 # What are the pixels of a class taken for, when they are not found? The three largest
-# mistakes of each class, as shares of its pixels:
+# mistakes of each class, as shares of its pixels. Road and pavement are each taken most
+# often for the other, and rarely; poles, signs and fences are lost to the buildings
+# behind them.
 
 # %% tags=["hide-input"]
 shares = totals["one pass"].double()
@@ -924,9 +938,9 @@ for k, name in enumerate(train_set.classes):
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# And what do the trained layers see? Again the gradient of the middle position, on
-# the trained network: of the encoder's map; of the map behind the head, as if the
-# pyramid's averages were constants; and of the same with everything.
+# And what do the trained layers see? Again the gradient of the middle position, on the
+# trained network: of the encoder's map; of the logits with the pyramid's output held
+# constant, so that only the head widens the view; and of the logits as they are.
 
 # %%
 def behind_the_head(through_pyramid):
@@ -957,17 +971,19 @@ show_reach(
 # %% [markdown]
 # Half of the gradient falls within {glue:text}`reach_before` pixels before the module.
 # Behind the head it is {glue:text}`reach_head`, as its 3x3 kernel widens the view
-# whatever the pyramid does, and {glue:text}`reach_after` with the pyramid. It lays a
-# thin veil over the whole frame, and the spot in the middle remains.
+# whatever the pyramid does, and {glue:text}`reach_after` with the pyramid. With it,
+# something arrives from everywhere in the frame. The colours are logarithmic: the spot
+# in the middle still weighs far more per pixel. A gradient says where a change would be
+# felt, and not whether it helps.
 
 # %% [markdown]
 # ## Do the claims hold?
 #
 # The paper's tables compare bins, kinds of pooling and the auxiliary loss on ADE20K.
 # Here each becomes a short training: frames of {glue:text}`small_height` by
-# {glue:text}`small_width` pixels and crops of the same share of them,
-# {glue:text}`small_steps` steps, {glue:text}`seed_count` seeds, everything else as
-# above. These networks are far from done, and all are scored on the validation clip at
+# {glue:text}`small_width` pixels, crops that cover a larger part of them than above,
+# {glue:text}`small_steps` steps, {glue:text}`seed_count` seeds; the last weights are
+# scored. These networks are far from done, and all are scored on the validation clip at
 # this size: a first look, not a test of the paper.
 #
 # Each finished run stays on disk. Interrupt this cell whenever you like.
@@ -1040,12 +1056,12 @@ Markdown(
 # %% [markdown]
 # Mean over the seeds, lowest and highest in brackets. The networks with average and
 # with max pooling of the first seed name {glue:text}`pools_differ:.1%` of the pixels
-# differently. What the runs say: the mean difference over seeds that share their
-# batches, with an interval of 95 per cent after Student. An effect is *smaller than
-# what matters* if its whole interval lies within ±{glue:text}`matters`, named in
-# advance. Otherwise the claim *shows* if the interval lies above zero, *the opposite
-# shows* if below, and it is *not resolved* if zero lies inside. Nothing corrects for
-# the number of claims.
+# differently, so the two are not one run copied. What the runs say: the mean difference
+# over seeds that share their batches, with an interval of 95 per cent after Student. An
+# effect is *smaller than what matters* if its whole interval lies within
+# ±{glue:text}`matters`, named in advance. Otherwise the claim *shows* if the interval
+# lies above zero, *the opposite shows* if below, and it is *not resolved* if zero lies
+# inside. Nothing corrects for the number of claims.
 
 # %% tags=["experiment"]
 MATTERS = 0.01
@@ -1066,10 +1082,16 @@ Markdown(
 )
 
 # %% [markdown]
-# What a fair test would need: frames large enough that the encoder alone does not see
-# the scene (a crop here gives a map of {glue:text}`map_height` by
-# {glue:text}`map_width` positions), scenes of many kinds (nobody takes a boat for a car
-# in one town's streets), trainings to the end, and other streets to score on.
+# None of this speaks for or against the paper. With {glue:text}`seed_count` seeds the
+# intervals are about as wide as what matters, or wider, so even an effect of
+# ±{glue:text}`matters` would probably have gone unseen. The network without a pyramid
+# also has fewer weights: a difference would not have told pooling from size.
+#
+# What a fair test would need: more seeds, an arm without pooling and as many weights,
+# frames large enough that the encoder alone does not see the scene (a crop here gives a
+# map of {glue:text}`map_height` by {glue:text}`map_width` positions), scenes of many
+# kinds (nobody takes a boat for a car in one town's streets), trainings to the end, and
+# other streets to score on.
 
 # %% tags=["experiment", "hide-input"]
 tiny = [(side - 1) // 8 + 1 for side in EXPERIMENT.crop]
@@ -1088,13 +1110,14 @@ glue(map_height=tiny[0], map_width=tiny[1])
 # * - Encoder
 #   - dilated ResNet-50 to 269
 #   - ResNet-50, 101 and 152, with a deep stem of three 3x3 convolutions
-#   - `PSPNet()` builds the reference code's; trained here: EfficientNet-Lite0
+#   - `PSPNet()` builds the reference code's; trained here: EfficientNet-Lite0, cut
+#     after its fourth map
 # * - Output stride
 #   - 8
 #   - 8
 #   - 8
 # * - Rates
-#   - dilated; how is not said
+#   - dilated; how is not said (its Caffe models: 2 and 4, the first block too)
 #   - 2 and 4, the first block of a stage too
 #   - `PSPNet()` as there; trained here: `first_block="previous"`
 # * - Bins, pooling
@@ -1104,7 +1127,7 @@ glue(map_height=tiny[0], map_width=tiny[1])
 # * - Auxiliary loss
 #   - weight 0.4
 #   - the same, on the stage before the last
-#   - the same
+#   - the same; that stage has few channels here
 # * - Optimiser
 #   - SGD, momentum 0.9, poly rule
 #   - the same, new layers ten times as fast
@@ -1116,21 +1139,22 @@ glue(map_height=tiny[0], map_width=tiny[1])
 # * - Batch normalisation
 #   - over all GPUs
 #   - over all GPUs
-#   - one device
+#   - one device, {glue:text}`batch` images
 # * - Testing
-#   - several scales and mirror images
-#   - sliding crops and mirror images, also at a single scale
-#   - both kinds of score above
+#   - one scale in its comparisons, several for its best scores
+#   - sliding crops and mirror images, one scale or six
+#   - whole frames: one pass, and four scales with mirror images
 # ```
 #
 # ## Summary
 #
-# - Whether grey is road, pavement or car shows in its surroundings, and the gradient
-#   of an encoder says how little of them one position really uses.
+# - Half of the gradient of an encoder falls close to the position itself. Whether more
+#   context improves the scores was not resolved here.
 # - Pooling to a few bins is cheap: the summary costs little, the convolution that reads
 #   it costs more.
-# - Dilation keeps the weights of a classifier usable at a finer stride. Which block
-#   takes the new rate first is a convention, and weights belong to one of them.
+# - Dilation keeps the weights of a classifier usable at a finer stride. Which rate the
+#   first block takes follows from where its stride was; with the wrong one, the weights
+#   compute something else.
 # - A branch with one value per channel cannot be normalised over a batch of one.
 #
 # ## Exercises
