@@ -28,6 +28,8 @@ COPIES = {"aten::copy_", "aten::_to_copy", "aten::to", "aten::_copy_from"}
 _aten = torch.ops.aten
 MAKERS = _aten.empty_strided.default, _aten.empty.memory_format, _aten.copy_.default
 JOINS = {"aten::cat", "aten::stack"}
+# Their indices, the second argument, may lie on the CPU, as for a real device.
+INDEXES = {"aten::index", "aten::index_put", "aten::index_put_"}
 _libraries = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
 
 
@@ -114,7 +116,7 @@ def run(operation, args, kwargs):
     """An operation, done on the CPU; its results are on the device that it was told,
     by default the simulated one."""
     name = operation.overloadpacket._qualified_op_name
-    places = []
+    places, indices = [], args[1] if name in INDEXES else ()
 
     def unwrap(value):
         if isinstance(value, SimTensor):
@@ -122,7 +124,7 @@ def run(operation, args, kwargs):
         if isinstance(value, torch.device):
             places.append(value.type)
             return torch.device("cpu") if value.type == NAME else value
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not any(value is i for i in indices):
             refuse_stranger(name, value)
         return value
 

@@ -53,6 +53,9 @@ def test_the_simulated_device_refuses_what_a_real_one_does():
     here, there = torch.rand(2, 3), torch.rand(2, 3, device="sim")
     assert "is on the CPU" in refused(torch.add, here, there)
     assert "is on the CPU" in refused(torch.cat, [there, here])
+    columns = torch.tensor([0, 2])  # as an index it may come from the CPU
+    assert there[:, columns].shape == (2, 2)
+    assert "is on the CPU" in refused(lambda: here[:, columns.to("sim")])
     assert "is on the CPU" in refused(torch.stack, [there.sum(), torch.tensor(1.0)])
     layer = torch.nn.Linear(3, 2).to("sim")
     assert "is on the CPU" in refused(layer, here)
