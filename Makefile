@@ -45,7 +45,7 @@ test: $(VENV)/developer
 # The slow checks that `make test` leaves out, and the workflows.
 check: $(VENV)/developer
 	@sh tools/browser.sh
-	@test ! -f tools/workflows.sh || sh tools/workflows.sh
+	@VENV=$(VENV) sh tools/workflows.sh
 	$(BIN)/python -m pytest -m check $(ARGS)
 
 # Runs one chapter from top to bottom and writes its outputs and its stamp. REPLACE=1:
