@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -329,6 +330,20 @@ def test_what_a_recorded_run_keeps():
         "val, one pass", "test, one pass", "test, scales and mirror images",
         "test, one pass, A", "test, one pass, B",
     }  # fmt: skip
+
+    # and what a page reads from it
+    totals, drives, frames = scenes.by_drive(found)
+    assert drives.tolist() == ["A", "A", "B", "B"]
+    assert torch.equal(frames, tables)
+    assert list(totals) == [*found.details["tables"], "one pass, A", "one pass, B"]
+    for name, total in totals.items():
+        assert metrics.mean_iou(total) == numbers[f"test, {name}"]
+
+
+def test_the_best_and_the_worst_frame_of_each_drive():
+    drives = np.array(["B", "A", "A", "B", "A"])
+    picked = scenes.best_and_worst([0.9, 0.5, 0.7, 0.1, 0.6], drives)
+    assert picked == [2, 1, 0, 3]
 
 
 # Scores

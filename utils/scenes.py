@@ -7,6 +7,7 @@ module with an `encoder`; it maps normalised images (B, 3, H, W) to logits
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -233,6 +234,32 @@ def score_of_frames(prediction, dataset):
         for guess, truth in zip(prediction, dataset.labels)
     )
     return [metrics.mean_iou(table) for table in tables]
+
+
+def by_drive(record):
+    """What a recorded run scored on the test frames, from its confusion matrices.
+
+    Returns (totals, drives, frames): the sum of each way of testing and, in one pass,
+    of each drive, by name, as `as_table` shows them; the drive of each frame; and each
+    frame's own matrix in one pass (N, K, K).
+    """
+    tables = {w: torch.tensor(t) for w, t in record.details["tables"].items()}
+    drives = np.array([camvid.drive(name) for name in record.details["frames"]])
+    frames = tables["one pass"]
+    totals = {way: of_frames.sum(0) for way, of_frames in tables.items()}
+    for drive in np.unique(drives):
+        totals[f"one pass, {drive}"] = frames[drives == drive].sum(0)
+    return totals, drives, frames
+
+
+def best_and_worst(values, drives):
+    """Numbers of the frames with the highest and the lowest value of each drive."""
+    values = np.asarray(values)
+    picked = []
+    for drive in np.unique(drives):
+        own = np.flatnonzero(drives == drive)
+        picked += [int(own[values[own].argmax()]), int(own[values[own].argmin()])]
+    return picked
 
 
 def as_table(tables, classes):
