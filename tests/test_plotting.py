@@ -140,6 +140,8 @@ def test_curves(shown):
     assert right.lines[0].get_color() == short.get_color()
     assert right.get_ylabel() == "Dice"
     assert "img" in shown(fig, "curves")["text/html"]
+    (alone,) = plotting.curves(histories, score=None).axes  # the loss and nothing else
+    assert [len(line.get_xdata()) for line in alone.lines] == [2, 197, 0]
 
 
 # --- explorer

@@ -113,16 +113,19 @@ def curves(histories, score="score", width=8.0, height=3.0):
     """Training loss and validation score over the steps, one colour a training.
 
     histories: name -> history with .losses (one a step) and .scores ((step, score)).
+    score: what the score is; None draws the loss alone.
     """
-    fig, (left, right) = figure(1, 2, width, height)
+    fig, axes = figure(1, 1 if score is None else 2, width, height)
+    left, *scored = np.atleast_1d(axes)
     for name, history in histories.items():
         (line,) = left.plot(*_smooth(history.losses), label=name)
-        if history.scores:
+        for right in scored if history.scores else ():
             right.plot(*zip(*history.scores), "o-", ms=3, color=line.get_color())
     left.set(xlabel="step", ylabel="training loss (running mean)")
-    right.set(xlabel="step", ylabel=score)
-    for axis in (left, right):
+    for axis in (left, *scored):
         axis.grid(alpha=0.6)
+    for right in scored:
+        right.set(xlabel="step", ylabel=score)
     if len(histories) > 1:
         with matplotlib.rc_context(STYLE):
             fig.legend(loc="outside lower center", ncols=min(len(histories), 4))
