@@ -760,8 +760,11 @@ def weighted_cross_entropy(logits, labels, weights):
 # `fit` in `utils/training.py` is the loop every chapter uses. At its heart stands
 #
 # ```python
-# images, *targets = sample(generator) value = loss(model(images), *targets)
-# optimizer.zero_grad() value.backward() optimizer.step()
+# images, *targets = sample(generator)
+# value = loss(model(images), *targets)
+# optimizer.zero_grad()
+# value.backward()
+# optimizer.step()
 # ```
 #
 # and around it a progress bar, mixed precision on a GPU, the best weights by
@@ -1254,12 +1257,10 @@ show(
 )
 
 # %% [markdown]
-# What the runs say: the mean difference over seeds that share the order of their random
-# draws, with an interval of 95 per cent after Student. An effect is *smaller than what
-# matters* if its whole interval lies within ±{glue:text}`matters` of Dice or of Rand
-# error, named in advance, even where it leaves out zero. Otherwise the claim *shows* if
-# the interval lies above zero, *the opposite shows* if below, and it is *not resolved*
-# if zero lies inside. Nothing corrects for the number of claims.
+# What the runs say, as [on the start page](start): the mean difference over seeds that
+# share the order of their random draws, with an interval of 95 per cent. Nothing
+# corrects for the number of claims, and an effect within ±{glue:text}`matters` of Dice
+# or of Rand error would not matter.
 
 # %% tags=["experiment"]
 MATTERS = 0.01

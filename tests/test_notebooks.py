@@ -136,6 +136,11 @@ def test_no_result_is_typed(name, notebook):
     assert units == []
 
 
+def test_code_in_the_prose_is_code(name, notebook):
+    for block in re.findall(r"```python\n(.*?)```", markdown(notebook), re.DOTALL):
+        compile(block, name, "exec")
+
+
 def test_every_picture_says_what_it_shows(notebook):
     pictures = re.findall(
         r"<img [^>]*>", json.dumps([o.get("data", {}) for o in outputs(notebook)])
