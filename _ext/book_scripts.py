@@ -1,11 +1,17 @@
-"""The scripts that pages take from elsewhere: MathJax and the widgets' runtime.
+"""The scripts and pictures of the pages: as few and as late as they can be.
 
-Pinned files of a CDN, checked by the browser against their hashes; or, with
-SEGBOOK_OFFLINE=1, copies of the same files that `tools/vendor.py` has fetched,
-so that a page asks nothing of any other host.
+MathJax is the one script from elsewhere: a pinned file of a CDN, checked by the browser
+against its hash; or, with SEGBOOK_OFFLINE=1, a copy that `tools/vendor.py` has fetched,
+so that a page asks nothing of any other host. Only pages with formulas load it.
+
+Pictures lie in the notebooks' outputs as data. The built pages name them as files, so
+that a browser fetches those that are looked at.
 """
 
+import base64
+import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -31,50 +37,25 @@ MATHJAX = Script(
     "es5/tex-mml-chtml.js",
     "sha384-Wuix6BuhrWbjDBs24bXrjf4ZQ5aFeFWBuKkFekO2t8xFU0iNaLQfp2K6/1Nxveei",
 )
-REQUIREJS = Script(
-    "requirejs",
-    "2.3.8",
-    "require.js",
-    "sha384-gzoQyNpzaOK+Aes9TTuBq/ZgYdleZUDN3sFwxyLRbRytLEWofprkKj2F7z3a6nTu",
-)
-WIDGETS = Script(
-    "@jupyter-widgets/html-manager",
-    "1.0.15",
-    "dist/embed-amd.js",
-    "sha384-/x/n24gdFNkRW3aFeWPOJ5tgVI0ZmBOBu6UKswtJLAm6SIAzWBZUdrLEr5A9yXvL",
-)
 
-# Font Awesome otherwise replaces the <i> of a widget's buttons, and blanks them.
-ICONS = "window.FontAwesomeConfig = {autoReplaceSvg: 'nest'}"
-
-# The widgets still ask for MathJax 2 to set their labels; version 3 answers.
-LABELS = """\
-(() => {
-  const Hub = {Queue: ([, , element]) => MathJax.typesetPromise?.([element])};
-  const ready = () => { MathJax.startup.defaultReady(); MathJax.Hub = Hub; };
-  window.MathJax = {...window.MathJax, Hub, startup: {ready}};
-})()"""
+# What the theme loads and the book does without: the live-code button; all icons of
+# Font Awesome (book.css has the few that are used).
+UNUSED = re.compile(r"sphinx-thebe|THEBE_JS_URL|thebe-config")
+FONT_AWESOME = re.compile(r'\s*<script[^>]*\bscripts/fontawesome\.js[^>]*></script>')
+DATA = re.compile(r'<img\b[^>]*\bsrc="(data:image/(png|webp);base64,([^"]+))"[^>]*>')
+SMALL = 2_000  # characters of data that stay in the page
 
 
 def set_scripts(app, config):
+    config.nb_ipywidgets_js = {}  # no widget is left in a committed output
     if os.environ.get("SEGBOOK_OFFLINE"):
         config.mathjax_path = f"vendor/{MATHJAX.package}/{MATHJAX.path}"
-        config.nb_ipywidgets_js = {
-            f"vendor/{REQUIREJS.package}/{REQUIREJS.path}": {},
-            "vendor/paths.js": {},
-            f"vendor/{WIDGETS.package}/{WIDGETS.path}": {},
-        }
     else:
         config.mathjax_path = MATHJAX.url
-        config.mathjax_options = attributes(MATHJAX)
-        config.nb_ipywidgets_js = {
-            REQUIREJS.url: attributes(REQUIREJS),
-            WIDGETS.url: attributes(WIDGETS) | {"data-jupyter-widgets-cdn": f"{CDN}/"},
+        config.mathjax_options = {
+            "integrity": MATHJAX.integrity,
+            "crossorigin": "anonymous",
         }
-
-
-def attributes(script):
-    return {"integrity": script.integrity, "crossorigin": "anonymous"}
 
 
 def copy_vendor(app, error):
@@ -87,19 +68,61 @@ def copy_vendor(app, error):
 
 
 def tidy_scripts(app, page, template, context, doctree):
-    """Drops the scripts of the live-code button, which this book does not offer."""
-    context["script_files"] = [
-        script
-        for script in context.get("script_files", [])
-        if "sphinx-thebe" not in str(script)
-        and "THEBE_JS_URL" not in script.attributes.get("body", "")
-    ]
+    """Drops the scripts that the page has no use for."""
+    formulas = 'class="math' in context.get("body", "")
+
+    def used(script):
+        told = str(script), str(script.attributes.get("body", ""))
+        if "mathjax" in told[0].lower() or "MathJax" in told[1]:
+            return formulas
+        return not any(map(UNUSED.search, told))
+
+    context["script_files"] = [s for s in context.get("script_files", []) if used(s)]
+
+
+def lighten(app, error):
+    """Pictures become files; the icons' script goes."""
+    if error or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    for page in out.rglob("*.html"):
+        before = page.read_text(encoding="utf-8")
+        after = FONT_AWESOME.sub("", before)
+        after = DATA.sub(Files(out, page), after)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+
+
+class Files:
+    """Writes the pictures of a page into _images, and names them there.
+
+    All but the first wait until they come near to being seen.
+    """
+
+    def __init__(self, out, page):
+        self.folder = out / "_images"
+        self.up = "../" * (len(page.relative_to(out).parts) - 1)
+        self.first = True
+
+    def __call__(self, found):
+        tag, (source, kind, data) = found[0], found.groups()
+        if len(data) < SMALL:
+            return tag
+        content = base64.b64decode(data)
+        file = self.folder / f"{hashlib.sha256(content).hexdigest()[:20]}.{kind}"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+        tag = tag.replace(source, f"{self.up}_images/{file.name}")
+        if not self.first and "loading=" not in tag:
+            tag = tag.replace("<img", '<img loading="lazy" decoding="async"', 1)
+        self.first = False
+        return tag
 
 
 def setup(app):
     app.connect("config-inited", set_scripts, priority=900)
     app.connect("html-page-context", tidy_scripts, priority=900)
     app.connect("build-finished", copy_vendor)
-    app.add_js_file(None, body=ICONS, priority=100)
-    app.add_js_file(None, body=LABELS, priority=600)  # after Sphinx's configuration
+    app.connect("build-finished", lighten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

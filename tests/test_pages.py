@@ -8,6 +8,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -91,18 +92,11 @@ class Visit:
             self.errors.append(f"{response.status} {response.url}")
 
     def settle(self):
-        """Waits until maths and widgets are there."""
+        """Waits until maths is there."""
         page = self.page
         if page.locator("div.math, span.math").count():
             page.wait_for_function("window.MathJax?.startup?.promise")
             page.evaluate("MathJax.startup.promise.then(() => true)")
-        views = page.locator("script[type='application/vnd.jupyter.widget-view+json']")
-        if views.count():
-            page.wait_for_function(
-                "n => document.querySelectorAll('.widget-subarea .jupyter-widgets')"
-                ".length >= n",
-                arg=views.count(),
-            )
         page.wait_for_load_state("networkidle")
 
 
@@ -136,14 +130,13 @@ def test_images_are_decoded_and_described(visit, name):
           async image => {
             image.loading = 'eager';
             const decoded = await image.decode().then(() => true, () => false);
-            const widget = image.matches('.jupyter-widgets');
-            return [image.src.slice(0, 120), decoded, widget, image.alt];
+            return [image.src.slice(0, 120), decoded, image.alt];
           }))"""
     )
     assert images or name not in chapters()
-    for source, decoded, widget, alt in images:
+    for source, decoded, alt in images:
         assert decoded, source
-        described = widget or (alt and not alt.endswith((".png", ".svg", ".webp")))
+        described = alt and not alt.endswith((".png", ".svg", ".webp"))
         assert described, f"no alternative text: {source} (see CONTRIBUTING.md)"
 
 
@@ -160,22 +153,57 @@ def test_maths_is_rendered(visit, name):
 
 @every_chapter
 def test_explorers_move_without_a_kernel(visit, name):
+    """By key they show another picture and say which; played, they go to the last."""
     page = visit(name).page
-    outputs = page.locator(".cell_output:has(.widget-slider):has(img)")
-    assert outputs.count(), "a chapter has at least one explorer"
-    for output in outputs.all():
-        shown = "e => [...e.querySelectorAll('img')].find(i => i.checkVisibility()).src"
-        before = output.evaluate(shown)
-        handle = output.locator(".noUi-handle").first
-        at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute(
-            "aria-valuemax"
-        )
-        handle.focus()
-        page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
-        page.wait_for_function(
-            f"([e, before]) => ({shown})(e) !== before",
-            arg=[output.element_handle(), before],
-        )
+    boxes = page.locator(".explorer")
+    assert boxes.count(), "a chapter has at least one explorer"
+    assert not page.locator(".jupyter-widgets").count()
+    for box in boxes.all():
+        slider, frames = box.locator("input"), box.locator(".frame")
+        shown = "e => [...e.querySelectorAll('.frame')].findIndex(f => !f.hidden)"
+        start, last = box.evaluate(shown), frames.count() - 1
+        assert int(slider.input_value()) == start
+        slider.focus()
+        page.keyboard.press("ArrowLeft" if start == last else "ArrowRight")
+        now = box.evaluate(shown)
+        assert abs(now - start) == 1
+        label = frames.nth(now).get_attribute("data-label")
+        assert slider.get_attribute("aria-valuetext") == label
+        assert box.locator("output").inner_text() == label
+        assert box.get_attribute("data-name") in box.locator("label").inner_text()
+    slider.fill(str(max(0, last - 1)))
+    box.locator("button").click()
+    page.wait_for_function(f"([e, last]) => ({shown})(e) === last",
+                           arg=[box.element_handle(), last])  # fmt: skip
+    assert box.locator("button").get_attribute("class") == "play"
+
+
+@every_chapter
+def test_without_scripts_an_explorer_is_a_picture(browser, address, name):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{address}{name}.html")
+    for box in page.locator(".explorer").all():
+        assert box.locator("img:visible").count() == 1
+    context.close()
+
+
+@every_page
+def test_pages_ask_for_little(visit, name):
+    """No data in the page that could be a file, no runtime of widgets, no fonts of
+    icons but the book's own, no MathJax without formulas."""
+    page = visit(name).page
+    sizes = page.evaluate(
+        "() => [...document.querySelectorAll('img')].map(i => i.outerHTML.length)"
+    )
+    assert max(sizes, default=0) < 4_000
+    asked = page.evaluate(
+        "() => performance.getEntriesByType('resource').map(e => e.name)"
+    )
+    heavy = [u for u in asked if re.search("fontawesome|embed-amd|require", u)]
+    assert heavy == []
+    formulas = page.locator(".math").count()
+    assert any("mathjax" in url for url in asked) == bool(formulas)
 
 
 def test_scores_that_follow_the_prediction_are_those_of_utils(visit):
@@ -279,7 +307,7 @@ def test_fits_a_phone(visit, name):
     page = visit(name, width=390).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     clipped = page.evaluate(
-        """() => [...document.querySelectorAll('.bd-article .jupyter-widgets')]
+        """() => [...document.querySelectorAll('.bd-article .explorer-bar')]
           .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390)
           .map(e => e.className)"""
     )

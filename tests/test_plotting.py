@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 import torch
 from PIL import Image
 
@@ -173,6 +174,21 @@ def test_explorer_ties_slider_and_pictures_without_a_kernel(old, monkeypatch):
         assert f">threshold {label}</p>" in pane.value
         assert f'alt="cells, threshold {label}"' in pane.value
         assert (np.asarray(decode(pane.value).convert("L")) == frame).all()
+
+
+def test_explorer_as_html_where_no_kernel_runs():
+    frames = [np.full((4, 6), 60 * index, np.uint8) for index in range(3)]
+    box = plotting.explorer(frames, [0.1, 0.5, 0.9], "a < b", "cells", start=1)
+    bundle = box._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data  # where one does
+    outer = BeautifulSoup(data["text/html"], "html.parser").div
+    assert outer["class"] == ["explorer"] and outer["data-name"] == "a < b"
+    panes = outer.find_all("div", class_="frame")
+    assert [pane["data-label"] for pane in panes] == ["0.1", "0.5", "0.9"]
+    assert [pane.has_attr("hidden") for pane in panes] == [True, False, True]
+    for pane, widget in zip(panes, parts(box)[-1].children):
+        assert pane.img["alt"] == BeautifulSoup(widget.value, "html.parser").img["alt"]
 
 
 def test_explorer_takes_figures_and_counts_labels():

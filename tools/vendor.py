@@ -1,4 +1,4 @@
-"""Fetches MathJax and the widgets' scripts with npm into .vendor/, for OFFLINE=1.
+"""Fetches MathJax with npm into .vendor/, for OFFLINE=1.
 
 Only what the pages load is kept, in the layout that `_ext/book_scripts.py`
 copies into the built site. Does nothing where they lie there already.
@@ -14,27 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "_ext"))
 
-from book_scripts import MATHJAX, REQUIREJS, VENDOR, WIDGETS  # noqa: E402
-
-# The icons of the widgets. One module looks for them beside its package's folder.
-FONTS = ("1551f4f60c37af51121f", "7a3337626410ca2f4071", "d878b0a6a1144760244f")
+from book_scripts import MATHJAX, VENDOR  # noqa: E402
 
 # Beside each script, what it loads by itself: fonts and TeX extensions.
 KEEP = {
     MATHJAX: ("es5/output/chtml/fonts/woff-v2/", "es5/input/tex/extensions/"),
-    REQUIREJS: (),
-    WIDGETS: tuple(f"dist/{font}.woff2" for font in FONTS),
 }
-
-# Where the pages find the widgets' modules, whatever folder they lie in.
-PATHS = """\
-require.config({
-  baseUrl: new URL(
-    document.documentElement.dataset.content_root + "_static/vendor", document.baseURI
-  ).href,
-});
-"""
-
 
 def fetch(script, folder):
     """Downloads one package; npm checks its hash. Returns the archive."""
@@ -69,9 +54,6 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             archive = fetch(script, Path(folder))
             unpack(archive, script, VENDOR / script.package)
-    for font in (VENDOR / WIDGETS.package / "dist").glob("*.woff2"):
-        shutil.copy(font, VENDOR / "@jupyter-widgets")
-    (VENDOR / "paths.js").write_text(PATHS)
     done.write_text(versions)
 
 

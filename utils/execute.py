@@ -37,7 +37,6 @@ from utils.checkpoints import replacing
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-LINKS = ("LinkModel", "DirectionalLinkModel")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 # What the kernel knows about the run, asked after the last cell.
@@ -390,23 +389,17 @@ def plain(text):
 
 
 def clean(notebook, closed=()):
-    """Outputs as a page wants them: no passing states, only widgets that are shown.
+    """Outputs as a page wants them: no passing states, no widgets.
 
-    Of a progress bar its last line stays, of one that was closed nothing; widgets
-    get ids that are the same in every run.
+    Of a progress bar its last line stays, of one that was closed nothing, of an
+    explorer its pictures as HTML.
     """
-    saved = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {})
+    saved = notebook.metadata.pop("widgets", {}).get(WIDGET_STATE, {})
     models = saved.get("state", {})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             outputs = (settle(output, models, closed) for output in cell.outputs)
             cell.outputs = join_streams(output for output in outputs if output)
-    kept = needed(models, shown_widgets(notebook))
-    notebook.metadata.pop("widgets", None)
-    if kept:
-        saved["state"] = {key: models[key] for key in models if key in kept}
-        notebook.metadata["widgets"] = {WIDGET_STATE: saved}
-        rename_widgets(notebook)
 
 
 def settle(output, models, closed):
@@ -422,7 +415,8 @@ def settle(output, models, closed):
     if view["model_id"] in closed or view["model_id"] not in models:
         return None
     bar = progress_bar(models[view["model_id"]], models)
-    if bar is None:
+    if bar is None:  # what the widget says of itself in other forms
+        del output.data[WIDGET_VIEW]
         return output
     return nbformat.v4.new_output("stream", name="stdout", text=f"{bar}\n")
 
@@ -448,58 +442,9 @@ def join_streams(outputs):
     return joined
 
 
-def shown_widgets(notebook):
-    """Ids of the widgets in outputs."""
-    views = (
-        output.get("data", {}).get(WIDGET_VIEW)
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-    )
-    return [view["model_id"] for view in views if view]
-
-
 def references(part):
     """Ids of the widgets that a part of a widget's state names."""
     return re.findall(r"IPY_MODEL_(\w+)", json.dumps(part))
-
-
-def needed(models, shown):
-    """The ids of the widgets shown, all that they are made of, and their links."""
-    kept, queue = set(), list(shown)
-    while queue:
-        key = queue.pop()
-        if key in kept or key not in models:
-            continue
-        kept.add(key)
-        queue += references(models[key]["state"])
-        for other, model in models.items():
-            ends = references(model["state"]) if model["model_name"] in LINKS else ()
-            if key in ends and kept.issuperset(ends):
-                queue.append(other)
-    return kept
-
-
-def rename_widgets(notebook):
-    """Ids by order of creation instead of random ones: a new run differs less."""
-    models = notebook.metadata["widgets"][WIDGET_STATE]["state"]
-    names = {key: f"{index:032x}" for index, key in enumerate(models, start=1)}
-
-    def rename(part):
-        text = re.sub(
-            r"IPY_MODEL_(\w+)",
-            lambda found: f"IPY_MODEL_{names.get(found[1], found[1])}",
-            json.dumps(part),
-        )
-        return nbformat.from_dict(json.loads(text))
-
-    notebook.metadata["widgets"][WIDGET_STATE]["state"] = nbformat.from_dict(
-        {names[key]: rename(model) for key, model in models.items()}
-    )
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            view = output.get("data", {}).get(WIDGET_VIEW)
-            if view:
-                view["model_id"] = names[view["model_id"]]
 
 
 # --- the command

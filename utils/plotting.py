@@ -133,19 +133,21 @@ def curves(histories, score="score", width=8.0, height=3.0):
 
 
 def explorer(frames, labels, description, alt, width=None, start=0):
-    """A slider over pictures that works without a kernel too, as in the built page.
+    """A slider over pictures, in a notebook and on the built page.
 
     frames: figures or images as `show` takes them; labels: what tells them apart, as
     the threshold of each; description: what the labels are, "threshold". Returns a
-    widget: make it the last line of the cell.
+    widget: make it the last line of the cell. Where no kernel runs, the same pictures
+    stand as HTML, of which only the one at `start` shows until a script adds a slider.
     """
     frames, labels = list(frames), [str(label) for label in labels]
     if not frames or len(frames) != len(labels):
         raise ValueError(f"{len(frames)} frames and {len(labels)} labels")
-    panes = [
-        widgets.HTML(_pane(frame, f"{description} {label}", alt, width))
+    shown = [
+        _pane(frame, f"{description} {label}", alt, width)
         for frame, label in zip(frames, labels)
     ]
+    panes = [widgets.HTML(pane) for pane in shown]
     last = len(panes) - 1
     play = widgets.Play(value=start, max=last, interval=900)
     slider = widgets.IntSlider(
@@ -165,7 +167,32 @@ def explorer(frames, labels, description, alt, width=None, start=0):
     widgets.jslink((play, "value"), (slider, "value"))
     widgets.jslink((slider, "value"), (pages, "selected_index"))
     controls = widgets.HBox([play, slider], layout={"flex_flow": "row wrap"})
-    return widgets.VBox([controls, pages])
+    still = _still(shown, labels, description, start)
+    return _Explorer([controls, pages], still=still)
+
+
+class _Explorer(widgets.VBox):
+    """The widget, with its second form for pages on which no kernel runs."""
+
+    def __init__(self, children, still):
+        super().__init__(children)
+        self.still = still
+
+    def _repr_mimebundle_(self, **options):
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["text/html"] = self.still
+        return bundle
+
+
+def _still(panes, labels, description, start):
+    """All panes as HTML; `_static/explorer.js` shows one and puts a slider above."""
+    frames = "".join(
+        f'<div class="frame" data-label="{escape(label)}"{" hidden" * (k != start)}>'
+        f"{pane}</div>"
+        for k, (label, pane) in enumerate(zip(labels, panes))
+    )
+    return f'<div class="explorer" data-name="{escape(description)}">{frames}</div>'
 
 
 def _pane(frame, caption, alt, width):
