@@ -1129,7 +1129,7 @@ show(
 # It finds {glue:text}`found_count:,` instances where there are
 # {glue:text}`val_buildings:,` buildings: {glue:text}`matched` match a building,
 # {glue:text}`joining` join several, {glue:text}`parts` are a part of one, and
-# {glue:text}`others` none of these. Far more houses are cut than joined. Some outlines
+# {glue:text}`others` none of these: far more parts than joins. Some outlines
 # sit beside their roofs; what that costs we have not measured.
 #
 # ### Out of the page

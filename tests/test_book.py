@@ -216,6 +216,48 @@ def test_every_page_of_the_contents_is_built(site):
     assert (site / "index.html").is_file()
 
 
+def test_the_front_page_shows_every_network(site):
+    """A card each, with its picture, its score and a link; an explorer; the plot."""
+    sys.path.insert(0, str(ROOT / "_ext"))
+    import book_networks
+
+    text = (site / "index.html").read_text("utf-8")
+    front = BeautifulSoup((site / "intro.html").read_text("utf-8"), "html.parser")
+    assert "intro.html" in text
+    cards = front.select(".network-card")
+    entries = book_networks.load()
+    assert len(cards) == len(entries) == 8
+    for card, entry in zip(cards, entries):
+        assert card.a["href"] == f"chapters/{entry['chapter']}.html"
+        assert (site / card.a["href"]).is_file() and card.img["alt"]
+        assert entry["claim"] in card.get_text()
+        assert book_networks.result(entry) in card.get_text()
+    assert len(front.select(".explorer")) == len(front.select(".pareto")) == 1
+    assert "<!--" not in front.article.get_text()
+
+
+def test_cells_show_no_marks_and_toggles_say_what_they_hide(site):
+    sys.path.insert(0, str(ROOT / "_ext"))
+    import book_cells
+
+    cell = (
+        '<div class="cell{} docutils container"><details><summary'
+        ' aria-label="Toggle hidden content"><p class="collapsed admonition-title">Show'
+        ' code cell source</p></summary>f(<span class="n">x</span>)'
+        '  <span class="c1"># fmt: skip</span></details>{}</div>'
+    )
+    page = cell.format(" tag_hide-input", "<img>") + cell.format("", "text")
+    shown = book_cells.tidy(page + cell.format(" tag_hide-cell", "<img>"))
+    titles = re.findall('admonition-title">(.*?)</p>', shown)
+    assert titles == [
+        "Show the code of the figure", "Show the code", "Show the code and what it says"
+    ]  # fmt: skip
+    assert "fmt" not in shown and "Toggle" not in shown
+    for page in pages():
+        html = (site / f"{page}.html").read_text("utf-8")
+        assert "# fmt:" not in html and "code cell" not in html, page
+
+
 def test_local_scripts_are_the_ones_that_the_cdn_serves(vendor):
     sys.path.insert(0, str(ROOT / "_ext"))
     from book_scripts import MATHJAX
