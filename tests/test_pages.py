@@ -314,6 +314,37 @@ def test_fits_a_phone(visit, name):
     assert clipped == []
 
 
+@every_page
+def test_a_phone_shows_code_and_tables_of_words_whole(visit, name):
+    """Code wraps; a table of words stacks, each cell with the name of its column."""
+    page = visit(name, width=390).page
+    hidden = page.evaluate(
+        """() => [...document.querySelectorAll(
+             '.bd-article div.highlight pre, .bd-article table.stack')]
+          .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
+          .map(e => e.textContent.slice(0, 80))"""
+    )
+    assert hidden == []
+    for table in page.locator("table.stack").all():
+        cells = table.locator("tbody tr").first.locator("td, th")
+        assert all(
+            cell.get_attribute("data-label") is not None for cell in cells.all()
+        )
+        assert cells.nth(1).evaluate("e => getComputedStyle(e).display") == "block"
+
+
+def test_a_small_figure_opens_at_its_full_size(visit):
+    page = visit("chapters/ternausnetv2", width=390).page
+    button = page.locator(".zoom-button").first
+    button.scroll_into_view_if_needed()
+    button.click()
+    shown = page.locator("dialog.zoom img")
+    assert shown.is_visible() and shown.get_attribute("alt")
+    assert shown.evaluate("e => e.clientWidth === e.naturalWidth")
+    page.keyboard.press("Escape")
+    assert not shown.is_visible()
+
+
 # The lowest contrast of any text in the article: [ratio, the text].
 CONTRAST = """() => {
   const paint = document.createElement('canvas').getContext('2d',

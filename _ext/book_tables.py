@@ -1,0 +1,48 @@
+"""Wide tables of words, made so that a phone can stack them.
+
+Each cell learns the name of its column, which `book.css` writes above it where a screen
+is too narrow for the table. Tables of numbers stay tables.
+"""
+
+import re
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+
+TABLE = re.compile(r'<table class="(?:codes )?table">.*?</table>', re.S)
+
+
+def stackable(table):
+    """Whether a table lists codes, or has three columns or more, with words in them."""
+    heads = table.select("thead th")
+    cells = [cell.get_text(" ", strip=True) for cell in table.select("tbody td")]
+    long = sum(len(text) > 25 for text in cells)
+    return "codes" in table["class"] or (len(heads) >= 3 and 3 * long > len(cells))
+
+
+def labelled(found):
+    fragment = BeautifulSoup(found[0], "html.parser")
+    table = fragment.table
+    if not stackable(table):
+        return found[0]
+    table["class"] = [*table["class"], "stack"]
+    heads = [head.get_text(" ", strip=True) for head in table.select("thead th")]
+    for row in table.select("tbody tr"):
+        for head, cell in zip(heads, row.find_all(["td", "th"], recursive=False)):
+            cell["data-label"] = head
+    return str(fragment)
+
+
+def label_tables(app, error):
+    if error or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        before = page.read_text(encoding="utf-8")
+        after = TABLE.sub(labelled, before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+
+
+def setup(app):
+    app.connect("build-finished", label_tables)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
