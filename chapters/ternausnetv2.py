@@ -147,8 +147,8 @@ if device.type == "cpu":
 #
 # A drone flew over Banepa, and volunteers drew the town's buildings. The images are
 # *tiles* of a web map, and each outline is a list of longitudes and latitudes in
-# GeoJSON, which `utils/data/buildings.py` places on its tile; how, stands [further
-# down](#out-of-the-page).
+# GeoJSON, which `utils/data/buildings.py` places on its tile; how, stands further down,
+# under *Out of the page*.
 
 # %%
 SIDE = runtime.choose(gpu=512, cpu=256, smoke=64)  # pixels of a tile
