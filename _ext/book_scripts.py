@@ -42,6 +42,10 @@ MATHJAX = Script(
 # Font Awesome (book.css has the few that are used).
 UNUSED = re.compile(r"sphinx-thebe|THEBE_JS_URL|thebe-config")
 FONT_AWESOME = re.compile(r'\s*<script[^>]*\bscripts/fontawesome\.js[^>]*></script>')
+# Only the page of results searches; on the others these would undo its highlights.
+SEARCH = re.compile(
+    r'\s*<script[^>]*\b(?:searchtools|language_data|searchindex)\.js[^>]*></script>'
+)
 DATA = re.compile(r'<img\b[^>]*\bsrc="(data:image/(png|webp);base64,([^"]+))"[^>]*>')
 SMALL = 2_000  # characters of data that stay in the page
 
@@ -81,13 +85,15 @@ def tidy_scripts(app, page, template, context, doctree):
 
 
 def lighten(app, error):
-    """Pictures become files; the icons' script goes."""
+    """Pictures become files; scripts that the theme writes without need go."""
     if error or app.builder.format != "html":
         return
     out = Path(app.outdir)
     for page in out.rglob("*.html"):
         before = page.read_text(encoding="utf-8")
         after = FONT_AWESOME.sub("", before)
+        if page.name != "search.html":
+            after = SEARCH.sub("", after)
         after = DATA.sub(Files(out, page), after)
         if after != before:
             page.write_text(after, encoding="utf-8")

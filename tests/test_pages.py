@@ -333,6 +333,21 @@ def test_a_phone_shows_code_and_tables_of_words_whole(visit, name):
         assert cells.nth(1).evaluate("e => getComputedStyle(e).display") == "block"
 
 
+def test_a_search_leads_to_the_word(browser, address):
+    page = browser.new_context().new_page()
+    page.goto(f"{address}search.html?q=watershed")
+    link = page.locator("#search-results li a").first
+    link.wait_for()
+    link.click()
+    word = page.locator(".bd-article span.highlighted").first
+    word.wait_for()
+    assert "watershed" in word.inner_text().lower()
+    page.wait_for_function(
+        "e => e.getBoundingClientRect().top < innerHeight", arg=word.element_handle()
+    )
+    page.context.close()
+
+
 def test_a_small_figure_opens_at_its_full_size(visit):
     page = visit("chapters/ternausnetv2", width=390).page
     button = page.locator(".zoom-button").first
