@@ -290,7 +290,7 @@ def test_runs_as_in_colab(name, colab):
 
 
 REAL = os.environ.get("SEGBOOK_DATA")
-RECORDED = ("unet", "deeplab")
+RECORDED = ("unet", "deeplab", "pspnet")
 
 
 @pytest.mark.parametrize("name", RECORDED)
