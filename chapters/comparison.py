@@ -17,16 +17,18 @@
 # # All networks side by side
 #
 # Each chapter has put one network to the test, in its own way. Here all of them meet:
-# the same street scenes, the same number of steps, the same seeds, and where a network
-# takes an encoder, the same one. What differs is what the papers differ in.
+# the same street scenes, the same number of steps, the same seeds.
 #
 # **On this page**, {glue:text}`network_count` networks are trained
-# {glue:text}`seed_count` times each. {glue:text}`best_name` comes out first, with a
-# mean IoU of {glue:text}`best:.3f`; the encoder alone, scaled up, has
-# {glue:text}`plain:.3f`. Below are the costs too: weights, operations, memory and
-# speed. Each training is short; the whole page takes {glue:text}`page_minutes:.0f`
-# minutes on {glue:text}`device`. This ranks networks under these conditions, and
-# nothing else.
+# {glue:text}`seed_count` times each, for {glue:text}`steps:,` steps. In so little time
+# none gets ahead of the plainest: an encoder with its last stage cut off, at output
+# stride 8, classified and scaled up, has a mean IoU of {glue:text}`plain_8:.3f` (whole,
+# at stride 32, {glue:text}`plain:.3f`). {glue:text}`second_name` comes next with
+# {glue:text}`second:.3f`, a tie. Below are the costs too: weights, operations, memory
+# and speed. The whole page takes {glue:text}`page_minutes:.0f` minutes on
+# {glue:text}`device`. This ranks networks under these conditions, and nothing else:
+# they share a data set and a recipe, and not all share an encoder, an output stride or
+# a learning rate. The table of settings below says what each has.
 
 # %% tags=["hide-input"]
 # Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.
@@ -69,16 +71,16 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Markdown, display
 from IPython.utils.capture import capture_output
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from utils import chapters, data, encoders, metrics, plotting, runtime, scenes, training
+from utils.effects import spread
 from utils.glue import glue
 from utils.plotting import show
-from utils.verdicts import spread, verdict
 
 unet, pspnet, deeplab, refinenet, gcn, inplace_abn, ternausnetv2, instruments = map(
     chapters.load,
@@ -94,6 +96,36 @@ print(f"profile {runtime.profile()}, running on {runtime.device_name()}")
 if device.type == "cpu":
     print("No GPU here, so networks and trainings are small. In Colab: Runtime menu, ")
     print("Change runtime type, then choose a GPU and run the page again.")
+
+# %% [markdown]
+# ## The results
+#
+# What the cells below measure is filled in here when they are done. A click on a head
+# of a column sorts by it; a second one turns the order round.
+
+# %% tags=["hide-input"]
+table_here = display(Markdown("*The table comes when all is trained.*"), display_id=True)
+
+# %% [markdown]
+# **What one pays for what.** Let a network have cost $c$ and score $s$. Another with
+# $c'$ and $s'$ *beats* it if
+#
+# $$
+# c' \le c, \quad s' \ge s, \quad (c', s') \ne (c, s).
+# $$
+#
+# Those that none beats are the *Pareto front*. Choose what to pay with and what to get;
+# the front is drawn as a line, and what is not on it is faded. For speeds, more frames
+# a second count as the lower cost.
+
+# %% tags=["hide-input"]
+plot_here = display(Markdown("*The plot, too.*"), display_id=True)
+
+# %% [markdown]
+# The frame on which the networks disagree most, as each of them sees it:
+
+# %% tags=["hide-input"]
+frame_here = display(Markdown("*And the frame.*"), display_id=True)
 
 # %% [markdown]
 # ## The harness
@@ -116,8 +148,7 @@ class OnFrames(nn.Module):
         super().__init__()
         self.network, self.multiple = network, multiple
         inside = getattr(network, "encoder", None)
-        own = isinstance(inside, encoders.Encoder)
-        self.encoder = inside if own else Colours()
+        self.encoder = inside if hasattr(inside, "normalise") else Colours()
 
     def forward(self, images):
         height, width = images.shape[-2:]
@@ -151,11 +182,14 @@ class Plain(nn.Module):
 
 
 # %% [markdown]
-# Then the networks, loaded from their chapters. Settings are those of the chapters
-# too. EfficientNet-Lite0, with its weights from ImageNet, is the encoder of all but
-# two: U-Net has none to exchange, and LinkNet-34 is built on ResNet-34, whose weights
-# would be a download; these two start from random weights. Dilated networks leave out
-# Lite0's last stage on a small machine, as in their chapters.
+# Then the networks, loaded from their chapters. EfficientNet-Lite0, with its weights
+# from ImageNet, is the encoder of all but two: U-Net has none to exchange, and
+# LinkNet-34 is built on ResNet-34, whose weights would be a download; these two start
+# from random weights. Dilated networks and GCN leave out Lite0's last stage on a small
+# machine, as in their chapters, which leaves them with fewer weights than the others.
+# New layers learn four times as fast as the encoder where they are normalised or few,
+# and as fast in the other decoders, as in the chapters; what starts from random weights
+# has one rate for all.
 
 # %%
 SIZE = runtime.choose(gpu=(361, 481), cpu=(177, 241), smoke=(65, 97))
@@ -195,14 +229,13 @@ class Entry:
 
 NETWORKS = {
     "plain up-sampling": Entry(lambda: Plain(CLASSES, lite0()), faster=4.0),
+    "plain, stride 8": Entry(lambda: Plain(CLASSES, lite0(8, MAPS)), faster=4.0),
     "U-Net": Entry(
         lambda: unet.UNet(3, CLASSES, WIDTH // 8, padded=True, dropout=0.1),
         "unet", 16, pretrained=False,
     ),
     "PSPNet": Entry(
-        lambda: pspnet.PSPNet(
-            CLASSES, lite0(8, MAPS, first_block="new"), width=WIDTH
-        ),
+        lambda: pspnet.PSPNet(CLASSES, lite0(8, MAPS), width=WIDTH),
         "pspnet", faster=4.0,
     ),
     "DeepLab v3": Entry(
@@ -249,15 +282,18 @@ NETWORKS = {
 # Most readers will not build a network by hand at work; they take one from a library.
 # So the most used one, `segmentation_models_pytorch`, joins where it is installed,
 # with its own decoders behind its own copy of EfficientNet-Lite0, which gets the same
-# weights. It pads images evenly where the weights were trained with one pixel more at
-# the right and below, so its maps differ a little from ours.
+# weights and images normalised in the same way. It pads images evenly where the weights
+# were trained with one pixel more at the right and below, so its maps differ a little
+# from ours. To add its rows, run `make install` and `.venv/bin/python -m pip install -r
+# requirements-comparison.txt`, and this page again; a CPU build of PyTorch on Linux
+# needs the torchvision from where it came.
 
 # %%
 # It asks for the package of In-Place ABN, and would find our chapter of that name.
 sys.modules.setdefault("inplace_abn", None)
 try:
     import segmentation_models_pytorch as smp
-except ImportError:
+except (ImportError, RuntimeError):  # the latter: torchvision of another build
     smp = None
 
 
@@ -272,6 +308,7 @@ def of_library(kind):
     for module in network.encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-3  # as the weights were trained
+    network.encoder.normalise = encoders.build("lite0").normalise
     return network
 
 
@@ -280,29 +317,52 @@ if smp is None:
 else:
     library = f"Version {smp.__version__} is installed here."
     for kind in ("Unet", "FPN", "PSPNet", "DeepLabV3Plus"):
-        NETWORKS[f"library: {kind}"] = Entry(partial(of_library, kind), "", 32)
+        NETWORKS[f"library: {kind}"] = Entry(
+            partial(of_library, kind), "", 32, faster=4.0
+        )
 glue(library=library, network_count=len(NETWORKS))
 
 # %% [markdown]
 # {glue:text}`library`
 #
 # Everybody trains by the recipe of the [PSPNet chapter](pspnet), the one of
-# `utils/scenes.py`. One thing is not the same for all: new layers that are followed by
-# batch normalisation learn {glue:text}`faster:.0f` times as fast as the encoder, those
-# without learn as fast as the encoder, as in the chapters.
+# `utils/scenes.py`. A crop is filled up to the next size that a network takes, and what
+# is added costs time and teaches nothing; the last column says by how many times that
+# enlarges it.
 
 # %%
 RECIPE = runtime.choose(
-    gpu=scenes.Recipe(batch=16, steps=2000, every=2000, crop=(257, 321)),
+    gpu=scenes.Recipe(batch=8, steps=800, every=800, crop=(257, 321)),
     cpu=scenes.Recipe(batch=4, steps=300, every=300, crop=(81, 113)),
     smoke=scenes.Recipe(batch=2, steps=2, every=2, crop=(49, 65)),
 )
-SEEDS = runtime.choose(gpu=range(3), cpu=range(2), smoke=range(1))
+SEEDS = runtime.choose(gpu=range(1), cpu=range(2), smoke=range(1))
 
 
 def build(name):
     entry = NETWORKS[name]
     return OnFrames(entry.build(), entry.multiple)
+
+
+def settings_of(name):
+    """A row of the table of settings."""
+    entry, model = NETWORKS[name], build(name)
+    strides = getattr(model.encoder, "strides", ())
+    encoder = "its own" if entry.chapter else "the library's Lite0"
+    if strides:
+        encoder = f"stride {strides[-1]}, {len(strides)} maps"
+    sides = [side + -side % entry.multiple for side in RECIPE.crop]
+    larger = np.prod(sides) / np.prod(RECIPE.crop)
+    start = "ImageNet" if entry.pretrained else "random"
+    return f"| {name} | {encoder} | {start} | {entry.faster:.0f} | {larger:.2f} |"
+
+
+Markdown(
+    "| network | encoder | its start | new layers, times as fast | crop, times |\n"
+    "| --- | --- | --- | --- | --- |\n" + "\n".join(map(settings_of, NETWORKS))
+)
+
+# %%
 
 
 def train(name, seed):
@@ -347,7 +407,6 @@ def of(name, column):
 ranked = sorted(NETWORKS, key=lambda name: -np.mean(of(name, "miou")))
 glue(
     device=runtime.device_name(),
-    faster=NETWORKS["PSPNet"].faster,
     steps=RECIPE.steps,
     batch=RECIPE.batch,
     crop_height=RECIPE.crop[0],
@@ -355,27 +414,27 @@ glue(
     height=SIZE[0],
     width=SIZE[1],
     seed_count=len(SEEDS),
-    best_name=ranked[0],
-    best=np.mean(of(ranked[0], "miou")),
+    second_name=ranked[1],
+    second=np.mean(of(ranked[1], "miou")),
     plain=np.mean(of("plain up-sampling", "miou")),
+    plain_8=np.mean(of("plain, stride 8", "miou")),
     train_minutes=sum(sum(of(name, "seconds")) for name in NETWORKS) / 60,
 )
 
 # %% [markdown]
 # {glue:text}`steps:,` steps of {glue:text}`batch` crops of {glue:text}`crop_height` by
 # {glue:text}`crop_width` pixels each, scored on whole frames of {glue:text}`height` by
-# {glue:text}`width`; {glue:text}`train_minutes:.0f` minutes for all of them. These
-# trainings are far shorter than those of the chapters, where the same networks score
-# higher.
+# {glue:text}`width` from the validation clip; {glue:text}`train_minutes:.0f` minutes
+# for all of them. These trainings are far shorter than those of the chapters.
 #
 # ## What they cost
 #
 # *Weights* are counted. *Operations*, multiplications and additions of one frame, are
-# counted by PyTorch. *Memory* is what a forward pass keeps for the backward pass, per
-# frame, counted as in the [In-Place ABN chapter](inplace_abn). *Speed* is measured: in
-# each turn every network trains a step and predicts a batch, so that a busy moment of
-# the machine hits all of them, and the median over the turns counts. Only ratios
-# between two rows mean something elsewhere.
+# counted by PyTorch. *Memory* is what a forward pass in float32 keeps for the backward
+# pass, per frame, counted as in the [In-Place ABN chapter](inplace_abn). *Speed* is measured: in
+# each turn every network goes forward and backward once, without the optimiser, and
+# predicts a batch, so that a busy moment of the machine hits all of them, and the
+# median over the turns counts. Other machines give other ratios, too.
 
 
 # %%
@@ -396,21 +455,22 @@ def memory(model):
 def seconds_of(function):
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    runtime.synchronize()
     return time.perf_counter() - start
 
 
 def learn(model, frames):
     model.train().zero_grad(set_to_none=True)
-    output = model(frames)
+    with runtime.autocast():
+        output = model(frames)
     logits = output[0] if isinstance(output, tuple) else output
     logits.float().square().mean().backward()
 
 
 @torch.inference_mode()
 def look(model, frames):
-    model.eval()(frames)
+    with runtime.autocast():
+        model.eval()(frames)
 
 
 TURNS = runtime.choose(gpu=20, cpu=7, smoke=1)
@@ -433,11 +493,6 @@ for turn in tqdm(range(TURNS + 1)):
 for name, found in speeds.items():
     for what, seconds in found.items():
         costs[name][what] = len(frames) / np.median(seconds[1:])  # the first warms up
-
-# %% [markdown]
-# ## The table
-#
-# A click on a head of a column sorts by it; a second one turns the order round.
 
 # %% tags=["hide-input"]
 COLUMNS = {  # what is shown: (its head, digits, whether more is better)
@@ -476,7 +531,10 @@ Means of the seeds; * from random weights</caption>
 .sortable th[aria-sort=descending] button::after {content: " \\2193"}
 .sortable {font-size: 0.85em}
 .sortable td {font-variant-numeric: tabular-nums}
-.sortable td, .sortable th {padding: 0.25em 0.5em; text-align: left}
+.sortable td, .sortable th {padding: 0.25em 0.4em; text-align: left}
+.sortable thead th {vertical-align: bottom; min-width: 4.2em}
+.sortable tbody th {position: sticky; left: 0; font-weight: 400; min-width: 7em;
+  background: var(--pst-color-background, Canvas)}
 @media print {.sortable {font-size: 0.7em}}
 </style>
 <script>
@@ -515,22 +573,9 @@ def body_row(row):
 
 
 heads = "".join(map(head_cell, ["network", *(head for head, *_ in COLUMNS.values())]))
-HTML(
-    TABLE.replace("HEADS", heads).replace("BODY", "\n".join(map(body_row, rows)))
+table_here.update(
+    HTML(TABLE.replace("HEADS", heads).replace("BODY", "\n".join(map(body_row, rows))))
 )
-
-# %% [markdown]
-# ## What one pays for what
-#
-# Let a network have cost $c$ and score $s$. Another with $c'$ and $s'$ *beats* it if
-#
-# $$
-# c' \le c, \quad s' \ge s, \quad (c', s') \ne (c, s).
-# $$
-#
-# Those that none beats are the *Pareto front*. Choose what to pay with and what to get;
-# the front is drawn as a line, and what is not on it is faded. For speeds, more frames
-# a second count as the lower cost.
 
 # %% tags=["hide-input"]
 PLOT = """
@@ -549,7 +594,7 @@ PLOT = """
     const e = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const key in attributes) e.setAttribute(key, attributes[key]);
     if (text !== undefined) e.textContent = text;
-    svg.append(e);
+    return svg.appendChild(e);
   };
   const draw = () => {
     svg.replaceChildren();
@@ -564,16 +609,27 @@ PLOT = """
     const x = row => scale(Math.log(row[c]), xs, 75, 640);
     const y = row => scale(row[g], ys, 370, 30);
     make("path", {d: "M60 10V390H755", fill: "none", stroke: "currentColor"});
-    make("text", {x: 755, y: 418, "text-anchor": "end", fill: "currentColor"},
+    make("text", {x: 755, y: 426, "text-anchor": "end", fill: "currentColor"},
       columns[c][0] + " (logarithmic)");
     make("text", {x: 66, y: 16, fill: "currentColor"}, columns[g][0]);
-    for (const edge of [Math.min, Math.max]) {
-      const low = rows.find(row => row[g] === edge(...ys));
-      make("text", {x: 54, y: y(low) + 4, "text-anchor": "end", fill: "currentColor"},
-        low[g].toFixed(3));
-      const at = rows.find(row => Math.log(row[c]) === edge(...xs));
-      make("text", {x: x(at), y: 405, "text-anchor": "middle", fill: "currentColor"},
-        at[c].toFixed(columns[c][1]));
+    const lowest = Math.min(...rows.map(row => row[c]));
+    const highest = Math.max(...rows.map(row => row[c]));
+    for (let power = -3; power < 4; power++)
+      for (const digit of [1, 2, 5]) {
+        const value = digit * 10 ** power;
+        if (value < 0.9 * lowest || value > 1.1 * highest) continue;
+        const at = scale(Math.log(value), xs, 75, 640);
+        make("path", {d: `M${at} 390v5`, stroke: "currentColor"});
+        make("text", {x: at, y: 408, "text-anchor": "middle", fill: "currentColor"},
+          String(Number(value.toPrecision(1))));
+      }
+    for (let k = 0; k <= 20; k++) {
+      const value = k / 20;
+      if (value < Math.min(...ys) || value > Math.max(...ys)) continue;
+      const at = scale(value, ys, 370, 30);
+      make("path", {d: `M55 ${at}h5`, stroke: "currentColor"});
+      make("text", {x: 51, y: at + 4, "text-anchor": "end", fill: "currentColor"},
+        value.toFixed(2));
     }
     make("polyline", {points: front.map(row => x(row) + "," + y(row)).join(" "),
       fill: "none", stroke: "#c0479a", "stroke-width": 2});
@@ -593,11 +649,17 @@ PLOT = """
       taken.push([left, top, left + wide, top + 14]);
       if (far) make("line", {x1: x(row), y1: y(row), y2: top + 7, opacity: 0.5,
         x2: left > x(row) ? left - 2 : left + wide, stroke: "currentColor"});
-      make("circle", {cx: x(row), cy: y(row), r: on ? 6 : 4,
+      const dot = make("circle", {cx: x(row), cy: y(row), r: on ? 6 : 4,
         fill: on ? "#c0479a" : "currentColor", opacity: on ? 1 : 0.65});
+      const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+      title.textContent = row.network + ": " + columns[g][0] + " " + row[g].toFixed(3) +
+        ", " + columns[c][0] + " " + row[c].toFixed(columns[c][1]);
+      dot.append(title);
       const before = left < x(row);
       make("text", {x: before ? left + wide : left, y: top + 11, opacity: on ? 1 : 0.75,
-        "text-anchor": before ? "end" : "start", fill: "currentColor"}, row.network);
+        "text-anchor": before ? "end" : "start", fill: "currentColor",
+        style: "paint-order: stroke; stroke: var(--pst-color-background, white); " +
+          "stroke-width: 4px"}, row.network);
     }
     const names = front.map(row => row.network).join(", ");
     svg.setAttribute("aria-label", columns[g][0] + " against " + columns[c][0] +
@@ -615,17 +677,14 @@ def options(keys):
     return "".join(f'<option value="{key}">{COLUMNS[key][0]}</option>' for key in keys)
 
 
-HTML(
-    PLOT.replace("ROWS", json.dumps(rows))
-    .replace("COLUMNS", json.dumps(COLUMNS))
-    .replace("COSTS", options(list(COLUMNS)[2:]))
-    .replace("GAINS", options(("miou", "boundary")))
+plot_here.update(
+    HTML(
+        PLOT.replace("ROWS", json.dumps(rows))
+        .replace("COLUMNS", json.dumps(COLUMNS))
+        .replace("COSTS", options(list(COLUMNS)[2:]))
+        .replace("GAINS", options(("miou", "boundary")))
+    )
 )
-
-# %% [markdown]
-# ## Look at it
-#
-# The frame on which the networks disagree most, as each of them sees it.
 
 # %% tags=["hide-input"]
 everyone = torch.stack([of(name, "found")[0] for name in ranked])  # (networks, N, H, W)
@@ -650,18 +709,23 @@ def view(name):
     return fig
 
 
-plotting.explorer(
-    [view(name) for name in ranked],
-    labels=ranked,
-    description="network",
-    alt=f"Validation frame {frame}, its true classes, and those that a network finds",
+frame_here.update(
+    plotting.explorer(
+        [view(name) for name in ranked],
+        labels=ranked,
+        description="network",
+        alt=f"A prediction for validation frame {frame}: the frame, its true classes, "
+        "and those that a network finds",
+    )
 )
 
 # %% [markdown]
 # ## What shows, and what does not
 #
 # Every seed is a dot; the table has means and ranges over the {glue:text}`seed_count`
-# seeds.
+# seeds. That is a first look: so few seeds carry no interval, and two rows whose dots
+# overlap are a tie. A claim about one idea needs two networks that differ in it alone,
+# and more seeds: the chapters have such pairs.
 
 # %%
 fig, (left, right) = plotting.figure(1, 2, 8, 0.26 * len(ranked) + 0.9, sharey=True)
@@ -682,32 +746,6 @@ Markdown(
     + "\n".join(
         f"| {name} | {spread(of(name, 'miou'))} | {spread(of(name, 'boundary'))} |"
         for name in ranked
-    )
-)
-
-# %% [markdown]
-# Read off by the rule of `utils/verdicts.py`: a claim *shows* if every seed with it
-# beats every seed without it. With so few seeds, luck often does that too; look at the
-# size of a difference.
-
-# %%
-pairs = [
-    ("A decoder beats plain up-sampling, at boundaries", "DeepLab v3+",
-     "plain up-sampling", "boundary", "boundary F1"),
-    ("v3+ beats v3", "DeepLab v3+", "DeepLab v3", "miou", "mean IoU"),
-    ("v3+ beats v3, at boundaries", "DeepLab v3+", "DeepLab v3", "boundary",
-     "boundary F1"),
-    ("In-Place ABN costs no score: it beats standard normalisation",
-     "DeepLab v3 with In-Place ABN", "DeepLab v3", "miou", "mean IoU"),
-    ("RefineNet beats its light-weight form", "RefineNet", "Light-Weight RefineNet",
-     "miou", "mean IoU"),
-    ("A U-Net on a pre-trained encoder beats U-Net", "TernausNet", "U-Net", "miou",
-     "mean IoU"),
-]  # fmt: skip
-Markdown(
-    "\n".join(
-        f"- {verdict(claim, of(one, column), of(other, column), name)}"
-        for claim, one, other, column, name in pairs
     )
 )
 
@@ -745,13 +783,11 @@ Markdown("\n".join(lines))
 # Only the book's networks stand here, and only those that reach nine tenths of the
 # highest mean IoU. Beyond the table:
 #
-# - Few images: the shape of a [U-Net](unet) on an encoder that knows ImageNet, as
-#   [TernausNet](instruments). Where images look like nothing in ImageNet, U-Net from
-#   random weights with strong augmentation is worth a try beside it.
-# - Objects of very different sizes, or scenes that tell what is in them: pooling over
-#   the scene ([PSPNet](pspnet)) or several rates ([DeepLab](deeplab)).
-# - Thin structures and outlines: a decoder that takes fine maps in, as those of
-#   [DeepLab v3+](deeplab), [RefineNet](refinenet) or a U-Net.
+# - Few steps, or few images: begin with an encoder that knows ImageNet, and with few
+#   new layers. The networks with large decoders are behind the plain encoder at stride
+#   8 here, which a longer training may turn round.
+# - Outlines: [DeepLab v3+](deeplab), which takes a fine map in, has the highest
+#   boundary F1 here, though seeds of others reach its lowest.
 # - Touching objects that must be counted: a second output
 #   ([TernausNetV2](ternausnetv2)).
 # - Memory is full: [In-Place ABN](inplace_abn) first, smaller crops last.
@@ -763,14 +799,15 @@ Markdown("\n".join(lines))
 # - *That a place more or less in the list means something.* Where ranges of seeds
 #   overlap, the order is chance.
 # - *That U-Net or LinkNet are weak.* They start from random weights here, all others
-#   know ImageNet; the [instruments chapter](instruments) has measured what that is
-#   worth.
+#   know ImageNet.
 # - *That the library's decoders are worse.* They run with their defaults, made for
 #   longer trainings on larger images: its PSPNet leaves the encoder at stride 8, its
 #   DeepLab v3+ spreads kernels by 12, 24 and 36 positions, more than these maps have.
 # - *That this holds on your images.* One data set, one camera, eleven classes.
-# - *That operations are speed.* Compare the two columns: convolutions with dilation or
-#   with few channels are slow for their operations.
+# - *That operations are speed.* Compare the two columns (exercise 1).
+# - *That a network's idea made the difference.* GCN and the dilated networks leave out
+#   Lite0's last stage and keep a finer map, which here is a gain of its own: see the two
+#   plain rows.
 #
 # ## Exercises
 #
