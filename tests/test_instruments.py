@@ -189,6 +189,36 @@ def test_behind_lite0_it_equals_its_parts(book, batch):
         assert_equal(network(images), expected)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_linknet_behind_lite0_equals_its_parts(book, batch):
+    """The finest map is left out, and maps are added."""
+    network = shaken(book.LinkNet(encoders.build("lite0"), 3))
+    plain = Reference(network)
+    plain.take(len(Reference(network.encoder).tensors))
+    images = torch.randn(batch, 3, 64, 96)
+    with torch.inference_mode():
+        _, *finer, x = network.encoder(images)
+        for skip in (*finer[::-1], 0):
+            x = plain.link(x) + skip
+        x = F.relu(F.conv_transpose2d(x, *plain.take(2), stride=2))
+        x = F.relu(F.conv2d(x, *plain.take(2)))
+        expected = plain.last(F.conv2d(x, *plain.take(2), padding=1))
+        assert_equal(network(images), expected)
+        assert expected.shape == (batch, 3, 64, 96)
+        with pytest.raises(ValueError, match="sides must be multiples of 32"):
+            network(images[..., :80])
+
+
+def test_linknet34_is_linknet_behind_resnet34(book):
+    """With the parameters, by name and shape, that its weights were saved with."""
+    with torch.device("meta"):
+        own = book.LinkNet34(2)
+        other = book.LinkNet(encoders.build("resnet34"), 2)
+    assert isinstance(own, book.LinkNet)
+    assert list(own.state_dict()) == list(other.state_dict())
+    assert own.decoder[0][0].weight.shape == (128, 512, 1, 1)
+
+
 # Parameters
 
 

@@ -30,7 +30,9 @@ REPORTED = {
     "gcn": {"82.2", "76.9"},
     "inplace_abn": {"0.8", "82.0", "53.4"},
     "ternausnetv2": {"0.739", "0.736"},
-    "instruments": {"83.60", "65.50", "34.61", "82.36", "34.55", "22.47"},
+    "instruments": {
+        "75.44", "83.60", "82.36", "48.41", "65.50", "34.55", "15.80", "34.61", "22.47",
+    },
     "comparison": set(),
 }
 # Settings that the papers name, as their dropout.
