@@ -440,6 +440,9 @@ def test_prints_on_paper(browser, address, name):
     """A4 with margins: only the article, all of it, dark on white in dark mode too."""
     seen = Visit(browser, address, name, width=718, scheme="dark")
     seen.page.emulate_media(media="print")
+    folds = ".tag_hide-cell > details:not([open]), details.sd-dropdown:not([open])"
+    assert not seen.page.locator(folds).count()
+    assert not seen.page.locator(".tag_hide-input > details:visible").count()
     seen.page.wait_for_function("document.documentElement.dataset.theme === 'light'")
     around = ".bd-sidebar, .bd-header-article, .bd-footer-content, .prev-next-footer"
     shown, ink, paper, cut = seen.page.evaluate(
