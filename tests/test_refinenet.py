@@ -1,5 +1,7 @@
 """RefineNet and its light-weight form: against a second writing, counted by hand."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,6 +135,32 @@ def test_rcus_can_come_back_to_the_light_form(refinenet, rcus):
         maps = network.encoder(images)[:0:-1]
         expected = plain.refine(maps, poolings=2, rcus=rcus)
         assert_equal(network(images), up(expected, images))
+
+
+@pytest.mark.parametrize("poolings", [0, 4])
+def test_an_arm_without_pooling_differs_in_nothing_else(refinenet, poolings):
+    network = refinenet.RefineNet(
+        4, Pyramid(), width=6, deepest=10, light=True, poolings=poolings
+    ).eval()
+    images = torch.randn(1, 3, 65, 97)
+    plain = Reference(network)
+    plain.take(10)  # the encoder
+    with torch.inference_mode():
+        maps = network.encoder(images)[:0:-1]
+        expected = plain.refine(maps, poolings=poolings, rcus=(0, 0))
+        assert_equal(network(images), up(expected, images))
+
+
+def test_the_plain_network_classifies_the_coarsest_map_and_scales_it_up(refinenet):
+    network = refinenet.Plain(4, Pyramid(), width=6).eval()
+    images = torch.randn(2, 3, 65, 97)
+    plain = Reference(network)
+    plain.take(10)
+    with torch.inference_mode():
+        x = F.conv2d(network.encoder(images)[-1], *plain.take(2), padding=1)
+        logits = F.conv2d(F.relu(x), *plain.take(2), padding=1)
+        assert not plain.tensors
+        assert_equal(network(images), up(logits, images))
 
 
 @pytest.mark.parametrize("light", FORMS)
@@ -284,6 +312,23 @@ def test_scores_are_made_at_a_quarter_of_the_size(refinenet):
     network(torch.randn(1, 3, 64, 96))
     finest = network.encoder(torch.randn(1, 3, 64, 96))[1]
     assert sizes == [finest.shape[2:]]
+
+
+def test_maps_are_dealt_to_blocks_in_order(refinenet):
+    assert refinenet.grouped("abcd", 4) == [["a"], ["b"], ["c"], ["d"]]
+    assert refinenet.grouped("abcd", 2) == [["a", "b"], ["c", "d"]]
+    assert refinenet.grouped("abcd", 1) == [["a", "b", "c", "d"]]
+
+
+def test_frames_and_crops_of_every_profile_keep_the_maps_aligned():
+    """Sides of 32 n + 1, and no crop is larger than its frames."""
+    text = chapters.path("refinenet").read_text()
+    frames = re.findall(r"\b(?:gpu|cpu|smoke)=\((\d+), (\d+)\)", text)
+    crops = re.findall(r"\bcrop=\((\d+), (\d+)\)", text)
+    assert len(frames) == len(crops) == 3
+    for frame, crop in zip(frames, crops):
+        assert all(int(side) % 32 == 1 for side in (*frame, *crop))
+        assert all(int(inner) <= int(outer) for inner, outer in zip(crop, frame))
 
 
 # What reaches what
