@@ -214,3 +214,46 @@ def test_a_refinement_starts_from_its_input(gcn):
 def test_it_overfits_two_images(gcn):
     network = gcn.GCN(3, encoders.build("lite0"), 7)
     assert overfit(network, rate=3e-3) > 0.95
+
+
+# What the page measures with
+
+
+def test_the_plain_control_is_a_convolution(gcn):
+    plain = gcn.Plain(4, 3, 7)
+    x = torch.randn(2, 4, 9, 12)
+    expected = F.conv2d(x, plain.weight, plain.bias, padding=3)
+    assert torch.allclose(plain(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_the_drawn_kernel_is_what_the_block_computes(gcn, kernel):
+    block = gcn.GlobalConvolution(4, 3, kernel).double()
+    far = kernel // 2
+    weight, bias = gcn.multiplied_out(block)
+    assert weight.shape == (3, 4, kernel, kernel)
+    x = torch.randn(1, 4, 14, 17, dtype=torch.float64)
+    inside = block(x)[..., far : 14 - far, far : 17 - far]
+    assert torch.allclose(inside, F.conv2d(x, weight, bias), atol=1e-10)
+
+
+def test_kept_maps_stand_for_the_encoder(gcn):
+    """A head on them gives what the whole network gives, also in another order."""
+    encoder = encoders.build("lite0", output_stride=8, maps=4).eval()
+    images = torch.randint(256, (3, 3, 65, 81), dtype=torch.uint8)
+    kept = gcn.Kept(encoder, images)
+    network = gcn.GCN(5, encoder, 7).eval()
+    pixels = encoder.normalise(images.float() / 255)
+    order = torch.tensor([2, 0])
+    planes = order.float().view(-1, 1, 1, 1).expand(-1, 1, 65, 81)
+    with torch.inference_mode():
+        expected = network(pixels[order])
+        network.encoder = kept
+        found = network(planes)
+    assert not list(kept.parameters())
+    assert (found - expected).abs().max() < 1e-2 * expected.abs().max()
+
+
+def test_a_tap_that_never_meets_the_map_is_found(gcn):
+    assert gcn.untrained_taps(17, 21, 15) == 0
+    assert gcn.untrained_taps(7, 21, 15) > 0
