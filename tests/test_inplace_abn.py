@@ -402,6 +402,41 @@ def test_its_tensors_have_the_reference_code_s_names(book):
     assert all(torch.equal(layer.state_dict()[name], values[name]) for name in NAMES)
 
 
+def test_weights_of_layers_that_count_their_batches_load_strictly(book):
+    """As those of the reference code do; anything else unknown is still an error."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), book.InPlaceABN(4))
+    state = {name: torch.rand_like(t) for name, t in network.state_dict().items()}
+    counted = state | {"1.num_batches_tracked": torch.tensor(7)}
+    network.load_state_dict(counted, strict=True)
+    assert all(torch.equal(t, state[n]) for n, t in network.state_dict().items())
+    assert "1.num_batches_tracked" in counted  # the caller's own stays whole
+    with pytest.raises(RuntimeError, match="1.other"):
+        network.load_state_dict(state | {"1.other": torch.tensor(7)}, strict=True)
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.3, 2.0])
+def test_the_readable_function_does_what_the_fast_one_does(book, slope):
+    x, g = torch.randn(2, 4, 6, 7, 5, dtype=DOUBLE)
+    layer, _ = pair(book, activation_param=slope)
+    layer.weight.data[1] = 0
+
+    def readable(x):
+        return book.ReadableFunction.apply(
+            x, layer.weight, layer.bias, layer.eps, slope
+        )
+
+    fast = run(layer, x, g)
+    layer.zero_grad()
+    entering = x.clone().requires_grad_()
+    hidden = entering * 1
+    z = readable(hidden)
+    assert z.data_ptr() == hidden.data_ptr()
+    z.backward(g)
+    found = {"output": z.detach(), "of x": entering.grad}
+    found |= {f"of {name}": p.grad for name, p in layer.named_parameters()}
+    assert_close(found, {name: fast[name] for name in found}, 1e-8)
+
+
 def test_a_fresh_layer_starts_as_batch_norm_does(book):
     layer = book.InPlaceABN(4)
     assert (layer.eps, layer.momentum, layer.slope) == (1e-5, 0.1, 0.01)
@@ -858,6 +893,44 @@ def test_it_says_what_it_left_and_why(book):
     assert isinstance(network["fine"][1], book.InPlaceABN)
 
 
+class Reader(nn.Sequential):
+    """Adds the map in front of the batch norm, which in place would be overwritten."""
+
+    def forward(self, x):
+        x = self[0](x)
+        return x + self[2](self[1](x))
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_left(book):
+    network = stir(Reader(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())).eval()
+    x = torch.randn(2, 3, 6, 5)
+    before = network(x)
+    left = book.convert(network)
+    assert left == {"1": "its nn.Sequential has a forward of its own"}
+    assert torch.equal(network(x), before)
+
+
+class Named(nn.Sequential):
+    """A subclass that changes nothing about the order."""
+
+
+def test_a_sequential_of_another_name_is_converted(book):
+    network = Named(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    assert book.convert(network) == {}
+
+
+@pytest.mark.parametrize("of", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_where_a_hook_could_read_the_map_it_is_left(book, of, kind):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    handle = getattr(network[of], kind)(lambda *_: None)
+    if (of, kind) != (0, "register_forward_pre_hook"):  # that one sees what comes in
+        why = "a hook may read what would be overwritten"
+        assert book.convert(network) == {"1": why}
+        handle.remove()
+    assert book.convert(network) == {}
+
+
 def test_a_network_that_is_a_sequential_gives_names_without_a_dot_in_front(book):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     assert list(book.convert(network)) == ["1"]
@@ -956,6 +1029,94 @@ def test_a_converted_deeplab_learns(book):
     images, labels = drawn()
     found = losses(network, images, labels, 8)
     assert found.isfinite().all() and found[-1] < 0.8 * found[0]
+
+
+# The peak of a step, and checkpointing
+
+
+def two_units(norm):
+    return nn.Sequential(*unit(norm, 3, 8), *unit(norm, 8, 16))
+
+
+def warm_trace(book, network, images):
+    book.step(network, images)
+    return book.trace(network, images)
+
+
+def test_a_trace_ends_its_forward_pass_with_what_is_kept(book):
+    """And the loss, one number; it ends the backward pass with the gradients."""
+    network, images = two_units(usual), torch.randn(2, 3, 33, 31)
+    forward, backward = warm_trace(book, network, images)
+    assert forward[-1] == book.total(book.kept(network, images)) + 4
+    gradients = sum(p.nbytes for p in network.parameters())
+    assert gradients <= backward[-1] <= gradients + 1000
+    assert backward.max() > forward[-1]
+
+
+def test_in_place_and_checkpointed_hold_about_the_same_and_less_than_standard(book):
+    standard, images = two_units(usual), torch.randn(2, 3, 65, 63)
+    for _ in range(4):
+        standard.extend(unit(usual, 16, 16))
+    ways = [standard, copy.deepcopy(standard), copy.deepcopy(standard)]
+    book.checkpointed(ways[1])
+    assert book.convert(ways[2]) == {}
+    traces = [warm_trace(book, network, images) for network in ways]
+    standard, again, ours = (forward[-1] for forward, _ in traces)
+    output = 4 * 2 * 16 * 65 * 63  # checkpointed, the last map is kept as x and as z
+    assert ours <= 0.51 * standard
+    assert abs(again - output - ours) <= 0.01 * standard
+    peaks = [max(part.max() for part in halves) for halves in traces]
+    assert peaks[1] < 0.9 * peaks[0] and peaks[2] < 0.9 * peaks[0]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_checkpointing_changes_no_number(book, train):
+    """Outputs, gradients, and running statistics, which are updated once."""
+    standard = stir(two_units(usual)).double().train(train)
+    again = book.checkpointed(copy.deepcopy(standard))
+    assert sum(isinstance(m, book.Recomputed) for m in again.modules()) == 2
+    images = torch.randn(2, 3, 9, 8, dtype=DOUBLE)
+    for network in (standard, again):
+        book.step(network, images)
+    for a, b in zip(standard.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    for a, b in zip(norms(standard), norms(again), strict=True):
+        assert torch.equal(a.running_mean, b.running_mean)
+        assert torch.equal(a.running_var, b.running_var)
+    assert torch.equal(standard(images), again(images))
+
+
+def test_a_map_that_two_convolutions_read_is_made_again_once(book, monkeypatch):
+    made = []
+    plain = book.F.batch_norm
+    network = book.checkpointed(stir(book.IdentityResidual(4, (4, 8), norm=folded)))
+    images = torch.randn(2, 4, 9, 8).requires_grad_() * 1
+
+    def counted(*args, **kwargs):
+        made.append(1)
+        return plain(*args, **kwargs)
+
+    output = network(images)
+    monkeypatch.setattr(book.F, "batch_norm", counted)
+    output.sum().backward()
+    assert network.short_cut is not None and len(made) == 2  # one for each norm
+
+
+def folded(channels):
+    return nn.Sequential(*usual(channels))
+
+
+def test_the_page_s_network_learns_alike_both_ways(book):
+    """From the same weights, in training mode."""
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        network = book.build(in_place)
+        torch.manual_seed(1)
+        images, labels = drawn()
+        found.append(losses(network, images, labels % book.CLASSES, 3))
+    assert torch.allclose(*found, rtol=1e-3)
+    assert found[0][-1] < found[0][0]
 
 
 # ResNeXt
