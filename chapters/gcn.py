@@ -29,8 +29,9 @@
 # {glue:text}`edge_gain:+.3f` at boundaries ({glue:text}`edge_low:+.3f` to
 # {glue:text}`edge_high:+.3f`). Boundary refinement should help at boundaries:
 # {glue:text}`found_refinement` here ({glue:text}`refine_edge:+.3f`,
-# {glue:text}`refine_edge_low:+.3f` to {glue:text}`refine_edge_high:+.3f`). These are
-# small heads, trained briefly. Trained whole, for {glue:text}`train_minutes:.0f`
+# {glue:text}`refine_edge_low:+.3f` to {glue:text}`refine_edge_high:+.3f` over seeds;
+# over the frames of these runs it does show). These are small heads, trained briefly,
+# and $k = 7$ does as well as 15. Trained whole, for {glue:text}`train_minutes:.0f`
 # minutes, a GCN with {glue:text}`parameters:,` parameters has a mean IoU of
 # {glue:text}`miou:.3f` on the test frames; the paper's sets are others.
 #

@@ -34,12 +34,12 @@
 #   {glue:text}`few` frames, {glue:text}`gain_few`; on {glue:text}`middle`,
 #   {glue:text}`gain_middle`; on {glue:text}`all_frames`, {glue:text}`gain_all`.
 # - TernausNet beats the U-Net, both from random weights: {glue:text}`gain_network`.
-# - On types of instruments, so few steps teach next to nothing, with the Jaccard term of
-#   the paper's loss or without: {glue:text}`gain_types`.
+# - On types of instruments, so few steps teach next to nothing, with the Jaccard term
+#   of the paper's loss or without.
 #
-# Random weights end with a higher loss each time, so they were stopped early: ImageNet
-# is quicker here; that it also needs fewer frames, these runs cannot say. So few frames
-# are no benchmark: do not lay these numbers beside the paper's.
+# Those behind end with a higher loss each time, so they had not caught up; that
+# ImageNet also needs fewer frames, these runs cannot say. So few frames are no
+# benchmark: do not lay these numbers beside the paper's.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -149,8 +149,8 @@ prediction = display(
 # belongs to a *sequence*, one video. Frames of a sequence show the same tissue, light
 # and instruments, so sequences are held out, never frames. There is no third split:
 # no weights and no threshold are chosen on the frames held out (a common rate and the
-# size of frames were kept after a first look at them), and every training keeps its last
-# weights.
+# size of frames were kept after a first look at them), and every training keeps its
+# last weights.
 
 # %% tags=["hide-input"]
 SIZE = runtime.choose(gpu=(384, 512), cpu=(192, 256), smoke=(64, 128))
@@ -726,10 +726,10 @@ prediction.update(taken.outputs[0].data, raw=True)  # into its place at the top
 # random weights, and from both starts learns from {glue:text}`few`, {glue:text}`middle`
 # and {glue:text}`all_frames` frames. **Slow is not the same as scarce**: a network that
 # is far from done says nothing about too few frames. On COCO, random weights needed
-# more steps and then ended level, with a tenth of the images too ([He, Girshick and
-# Dollár, 2019](https://arxiv.org/abs/1811.08883)). So random weights get
-# {glue:text}`times` times the steps, and the table shows each loss at the end: where it
-# is still higher, the network was stopped early all the same.
+# more steps and then ended level, with a tenth of the images too, if not with very few
+# ([He, Girshick and Dollár, 2019](https://arxiv.org/abs/1811.08883)). So random weights
+# get {glue:text}`times` times the steps, and the table shows each loss at the end:
+# where it is still higher, the network was stopped early all the same.
 #
 # One recipe for all, the one above; {glue:text}`short_steps` steps from ImageNet,
 # {glue:text}`seed_count` seeds. A seed also draws the frames, where not all are taken.
@@ -867,15 +867,17 @@ glue(
 # higher, the network lacked time, and nothing can be said of the frames; only what is
 # missing at an equal loss can be laid to them.
 #
-# **The networks.** That TernausNet as the paper has it beats the U-Net as the paper has
-# it: {glue:text}`gain_paper`. The step from U-Net to TernausNet alone, from random
-# weights: {glue:text}`gain_network`. (It brings an encoder with batch normalisation,
-# which the U-Net lacks.) TernausNet against LinkNet: {glue:text}`gain_link`.
+# **The networks.** That TernausNet with the paper's start, ImageNet, beats the U-Net
+# with the paper's, random weights: {glue:text}`gain_paper`. The step from U-Net to
+# TernausNet, both from random weights: {glue:text}`gain_network`. (It brings another
+# encoder, nine times the weights and batch normalisation, which the U-Net lacks.)
+# TernausNet against LinkNet: {glue:text}`gain_link`. Those behind end with the higher
+# loss here, too: this may be speed.
 #
 # ### The loss, on types
 #
 # The paper also asks for the *parts* of instruments, which our labels do not have, and
-# for their *types*. On types the Jaccard term is a sum over eight classes, most of them
+# for their *types*. On types the Jaccard term is a sum over eight classes, some of them
 # without a pixel in a batch. Trainings as above, from ImageNet, with three $\alpha$.
 
 # %% tags=["experiment"]
@@ -930,8 +932,10 @@ Markdown("\n".join("| " + " | ".join(row) + " |" for row in rows))
 # %% [markdown]
 # That $\alpha$ of 1, with which the README trained, beats none:
 # {glue:text}`gain_types`; the default of one half: {glue:text}`gain_half`. The mean is
-# over the types among the frames held out. Nothing is decided by this: no network has
-# learnt the types yet. A fair test needs many more steps, and more frames of each type.
+# over the types among the frames held out. (That script is for the binary task.)
+# Nothing is decided by this: no network has learnt the types yet, so the scores could
+# not lie further apart than what matters. A fair test needs many more steps, and more
+# frames of each type.
 #
 # ### A warning: how not to count
 #
@@ -976,7 +980,8 @@ Markdown(
 # %% [markdown]
 # The cut moves the score of the network from {glue:text}`cut_true:.3f` to
 # {glue:text}`cut:.3f`, and gives {glue:text}`forbidden:.3f` to the one that never says
-# background, whose IoU is {glue:text}`forbidden_true:.3f`. With a single class nothing
+# background, whose IoU is {glue:text}`forbidden_true:.3f`: it does not even pay here,
+# as the network knows no types yet. With a single class nothing
 # but hits would be left: instrument everywhere scores {glue:text}`cheat:.1f`, with an
 # IoU of {glue:text}`cheat_true:.3f`. (That row is ours: the reference code scores the
 # binary task with `get_jaccard`, on whole masks, and so does `evaluate.py` with saved

@@ -137,11 +137,11 @@ if device.type == "cpu":
 # flickers between *building* and *skyscraper*; a pillow vanishes in a bed sheet of
 # the same pattern. Each can be settled by looking at more of the scene.
 #
-# Here is the same in two drawn scenes. The striped thing is a boat where there is water,
-# and a car where there is a road; what the white square holds is the same in both. A
-# network that sees no further than the square has nothing to tell them apart by: on a
-# set of such scenes, half of them with water, it can be right for one half, whatever it
-# learns.
+# Here is the same in two drawn scenes. The striped thing is a boat where there is
+# water, and a car where there is a road; what the white square holds is the same in
+# both. A network that sees no further than the square has nothing to tell them apart
+# by: on a set of such scenes, half of them with water, it can be right for one half,
+# whatever it learns.
 
 # %% tags=["model"]
 SIZE = runtime.choose(gpu=(353, 481), cpu=(353, 481), smoke=(65, 97))  # 32 n + 1

@@ -39,11 +39,11 @@
 #   ({glue:text}`heavy_low:+.3f` to {glue:text}`heavy_high:+.3f`),
 #   {glue:text}`heavy_word`.
 #
-# So the fine maps help here; chained pooling, an idea of the paper, does harm in trainings
-# this short, on maps this small. The light network that is shown, with
+# So the fine maps help here; chained pooling, an idea of the paper, does harm in
+# trainings this short, on maps this small. The light network that is shown, with
 # {glue:text}`parameters:,` parameters, has a mean IoU of {glue:text}`miou:.3f`. All are
-# small, trained for minutes on small frames: nothing here can be laid beside the papers'
-# numbers.
+# small, trained for minutes on small frames: nothing here can be laid beside the
+# papers' numbers.
 #
 # ```{list-table}
 # :class: chapter-card

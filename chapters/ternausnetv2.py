@@ -35,8 +35,8 @@
 # training. A second network, the paper's encoder made narrow and started from random
 # weights, does no better with the second output than with a stricter threshold, and in
 # short trainings with {glue:text}`seed_count` seeds an advantage over the last two ways
-# is not resolved. The numbers are of a pre-trained EfficientNet-Lite0, and cannot be
-# laid beside those of the paper.
+# is not resolved. The numbers above are of a pre-trained EfficientNet-Lite0, and cannot
+# be laid beside those of the paper.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -729,7 +729,7 @@ glue(
 # $$
 #
 # Cross-entropy asks about each pixel by itself. $J$ asks about the whole batch, and a
-# rare class weighs in it as much as a frequent one: just what touching borders need.
+# rare class weighs in it as much as a frequent one, which is why we take it.
 # The code adds one to the sum above and to that below, so that $\log J$ exists where a
 # batch has no border.
 
@@ -1085,8 +1085,10 @@ glue(matched=counts[0], joining=counts[1], parts=counts[2], others=counts[3])
 
 # %% [markdown]
 # On the left, what the threshold does to F1, on the tiles that train and on those held
-# out. On the right, one row of pixels across a wall between two true houses: of all
-# such places, the one whose $t$ is the median.
+# out: the mask alone does well in a narrow range of strict thresholds, borders in a
+# wide one. On the right, one row of pixels across a wall between two true houses: of
+# all such places, the one whose $t$ is the median. The border found lies beside the
+# wall.
 
 # %% tags=["hide-input"]
 held_out = {
@@ -1128,9 +1130,10 @@ show(
 # %% [markdown]
 # It finds {glue:text}`found_count:,` instances where there are
 # {glue:text}`val_buildings:,` buildings: {glue:text}`matched` match a building,
-# {glue:text}`joining` join several, {glue:text}`parts` are a part of one, and
-# {glue:text}`others` none of these: far more parts than joins. Some outlines
-# sit beside their roofs; what that costs we have not measured.
+# {glue:text}`joining` join several, {glue:text}`parts` lie mostly in one without a
+# match ("part of a house"), and {glue:text}`others` none of these. Those in one house
+# may be pieces of it, or whole and shifted: some outlines sit beside their roofs, and
+# what that costs we have not measured.
 #
 # ### Out of the page
 #
@@ -1457,7 +1460,7 @@ plotting.explorer(
 # - The second output was ahead of both rivals in one longer training and behind a
 #   stricter threshold in another, which have no interval; over {glue:text}`seed_count`
 #   short ones an advantage was not resolved. What did show there: weights from ImageNet
-#   help the mask and the instances.
+#   are ahead, after steps so few that random ones may just be behind.
 # - The threshold of the seeds is worth choosing, where the truth may be used for that.
 # - A projection is two formulas; test them by going there and back.
 #

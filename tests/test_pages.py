@@ -172,10 +172,10 @@ def test_explorers_move_without_a_kernel(visit, name):
         assert box.locator("output").inner_text() == label
         assert box.get_attribute("data-name") in box.locator("label").inner_text()
     slider.fill(str(max(0, last - 1)))
-    box.locator("button").click()
+    box.locator(".explorer-bar button").click()
     page.wait_for_function(f"([e, last]) => ({shown})(e) === last",
                            arg=[box.element_handle(), last])  # fmt: skip
-    assert box.locator("button").get_attribute("class") == "play"
+    assert box.locator(".explorer-bar button").get_attribute("class") == "play"
 
 
 @every_chapter
@@ -442,10 +442,10 @@ def test_prints_on_paper(browser, address, name):
     """A4 with margins: only the article, all of it, dark on white in dark mode too."""
     seen = Visit(browser, address, name, width=718, scheme="dark")
     seen.page.emulate_media(media="print")
+    seen.page.wait_for_function("document.documentElement.dataset.theme === 'light'")
     folds = ".tag_hide-cell > details:not([open]), details.sd-dropdown:not([open])"
     assert not seen.page.locator(folds).count()
     assert not seen.page.locator(".tag_hide-input > details:visible").count()
-    seen.page.wait_for_function("document.documentElement.dataset.theme === 'light'")
     around = ".bd-sidebar, .bd-header-article, .bd-footer-content, .prev-next-footer"
     shown, ink, paper, cut = seen.page.evaluate(
         """around => {
