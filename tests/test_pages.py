@@ -151,11 +151,18 @@ def test_maths_is_rendered(visit, name):
     assert formulas or name not in chapters()
 
 
+# What these show needs no slider.
+STILL = {"chapters/gcn", "chapters/inplace_abn", "chapters/instruments"}
+
+
 @every_chapter
 def test_explorers_move_without_a_kernel(visit, name):
     """By key they show another picture and say which; played, they go to the last."""
     page = visit(name).page
     boxes = page.locator(".explorer")
+    if name in STILL:
+        assert not boxes.count(), f"{name} has an explorer now: take it out of STILL"
+        return
     assert boxes.count(), "a chapter has at least one explorer"
     assert not page.locator(".jupyter-widgets").count()
     for box in boxes.all():
@@ -299,8 +306,9 @@ def test_pareto_front_is_right_for_each_choice(visit):
                            for other in points.values())
             }  # fmt: skip
             said = plot.locator("[role=status]").inner_text()
-            said = said.removeprefix("On the front: ").removesuffix(".")
-            assert set(said.split(", ")) == front
+            cost_of = {row[0]: row[c] for row in rows}
+            names = ", ".join(sorted(front, key=cost_of.get))  # some hold a comma
+            assert said == f"On the front: {names}."
             assert plot.locator("svg circle").count() == len(rows)
 
 
