@@ -205,4 +205,7 @@ def run_chapter(name):
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     register()
+    # A tensor that holds another cannot be one of inference: views of it fail, which
+    # no real device asks for. Nothing else tells the two apart here.
+    torch.inference_mode = torch.no_grad
     run_chapter(sys.argv[1])
