@@ -3,7 +3,6 @@ hide.
 """
 
 import re
-from pathlib import Path
 
 MARK = re.compile(r' *<span class="c1"># fmt: \w+</span>')
 CELL = re.compile(r'(?=<div class="cell(?: tag_[\w-]+)* docutils container">)')
@@ -35,18 +34,3 @@ def tidy(html):
         else cell
         for cell in cells
     )
-
-
-def tidy_pages(app, error):
-    if error or app.builder.format != "html":
-        return
-    for page in Path(app.outdir).rglob("*.html"):
-        before = page.read_text(encoding="utf-8")
-        after = tidy(before)
-        if after != before:
-            page.write_text(after, encoding="utf-8")
-
-
-def setup(app):
-    app.connect("build-finished", tidy_pages)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,7 +9,6 @@ none may hold what ends an attribute there.
 
 import os
 import re
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from sphinx.errors import ConfigError
@@ -53,19 +52,12 @@ def pages_of(repository):
     return f"https://{site}" if name.lower() == site else f"https://{site}/{name}"
 
 
-def close_openers(app, error):
-    """A page in a new tab gets no hold of the page that opened it."""
-    if error or app.builder.format != "html":
-        return
-    for path in Path(app.outdir).rglob("*.html"):
-        before = path.read_text(encoding="utf-8")
-        after = BLANK.sub('<a rel="noopener"', before)
-        if after != before:
-            path.write_text(after, encoding="utf-8")
+def close_openers(html):
+    """The HTML of a page from which a page in a new tab gets no hold of it."""
+    return BLANK.sub('<a rel="noopener"', html)
 
 
 def setup(app):
     # After Jupyter Book has written its own values into the options.
     app.connect("config-inited", set_repository, priority=900)
-    app.connect("build-finished", close_openers)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

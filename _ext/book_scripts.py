@@ -84,19 +84,13 @@ def tidy_scripts(app, page, template, context, doctree):
     context["script_files"] = [s for s in context.get("script_files", []) if used(s)]
 
 
-def lighten(app, error):
-    """Pictures become files; scripts that the theme writes without need go."""
-    if error or app.builder.format != "html":
-        return
-    out = Path(app.outdir)
-    for page in out.rglob("*.html"):
-        before = page.read_text(encoding="utf-8")
-        after = FONT_AWESOME.sub("", before)
-        if page.name != "search.html":
-            after = SEARCH.sub("", after)
-        after = DATA.sub(Files(out, page), after)
-        if after != before:
-            page.write_text(after, encoding="utf-8")
+def lighten(html, page, out):
+    """The HTML of a page with its pictures as files, without scripts that it need not
+    have."""
+    html = FONT_AWESOME.sub("", html)
+    if page.name != "search.html":
+        html = SEARCH.sub("", html)
+    return DATA.sub(Files(out, page), html)
 
 
 class Files:
@@ -130,5 +124,4 @@ def setup(app):
     app.connect("config-inited", set_scripts, priority=900)
     app.connect("html-page-context", tidy_scripts, priority=900)
     app.connect("build-finished", copy_vendor)
-    app.connect("build-finished", lighten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,6 +14,7 @@ from sphinx.errors import ConfigError
 
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "_ext")]
 
+import book_pages  # noqa: E402
 import book_repository  # noqa: E402
 import links  # noqa: E402
 import repo  # noqa: E402
@@ -195,7 +196,7 @@ def test_new_tabs_get_no_hold_of_the_page(tmp_path):
     )
     app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path)
     for _ in range(2):  # pages that an earlier build has left are not changed again
-        book_repository.close_openers(app, None)
+        book_pages.finish(app, None)
         text = page.read_text()
         tags = BeautifulSoup(text, "html.parser").find_all("a")
         assert [tag.get("rel") for tag in tags] == [

@@ -21,6 +21,7 @@ KEEP = {
     MATHJAX: ("es5/output/chtml/fonts/woff-v2/", "es5/input/tex/extensions/"),
 }
 
+
 def fetch(script, folder):
     """Downloads one package; npm checks its hash. Returns the archive."""
     npm = shutil.which("npm")

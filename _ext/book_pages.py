@@ -1,0 +1,24 @@
+"""What is changed in the pages when all are built, in one reading of each."""
+
+from pathlib import Path
+
+from book_cells import tidy
+from book_repository import close_openers
+from book_scripts import lighten
+from book_tables import label_tables
+
+
+def finish(app, error):
+    if error or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    for page in out.rglob("*.html"):
+        before = page.read_text(encoding="utf-8")
+        after = label_tables(tidy(lighten(close_openers(before), page, out)))
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+
+
+def setup(app):
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
