@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 override URL := $(value URL)
 export URL
 
-.PHONY: book serve install test check run record reproduce restamp sync cards repo clean
+.PHONY: book serve pdf install test check run record reproduce restamp sync cards repo clean
 
 # OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
 book: $(VENV)/book
@@ -32,6 +32,14 @@ book: $(VENV)/book
 # The built book on http://127.0.0.1:8000/, or another PORT.
 serve: $(VENV)/book
 	@$(BIN)/python tools/serve.py $(PORT)
+
+# The whole book as one PDF, printed by Chromium.
+pdf: $(VENV)/developer
+	@sh tools/browser.sh
+	$(if $(OFFLINE),$(BIN)/python tools/vendor.py)
+	SEGBOOK_OFFLINE=$(OFFLINE) $(BIN)/jupyter-book build . --builder singlehtml \
+	  --path-output _build/pdf
+	$(BIN)/python tools/pdf.py _build/pdf/_build/singlehtml/intro.html _build/book.pdf
 
 # What the chapters need, PyTorch too, for Jupyter or an editor.
 install: $(VENV)/reader

@@ -1,15 +1,21 @@
 /* On paper a page is light, whatever it is on the screen, and solutions are open. */
 (() => {
   const root = document.documentElement, paper = matchMedia("print");
-  let theme, closed = [];
-  paper.addEventListener("change", () => {
-    if (paper.matches) {
+  const folded = ["details.sd-dropdown", ".tag_hide-cell > details"]
+    .map(kind => kind + ":not([open])").join(", ");
+  let printing = false, theme, closed = [];
+  const turn = on => {
+    if (on === printing) return;
+    printing = on;
+    if (on) {
       theme = root.dataset.theme;
-      const folded = ["details.sd-dropdown", ".tag_hide-cell > details"]
-        .map(kind => kind + ":not([open])").join(", ");
       closed = [...document.querySelectorAll(folded)];
     }
-    for (const details of closed) details.open = paper.matches;
-    root.dataset.theme = paper.matches ? "light" : theme;
-  });
+    for (const details of closed) details.open = on;
+    root.dataset.theme = on ? "light" : theme;
+  };
+  /* The change of media comes after pages were counted: too late for what unfolds. */
+  addEventListener("beforeprint", () => turn(true));
+  addEventListener("afterprint", () => turn(false));
+  paper.addEventListener("change", () => turn(paper.matches));
 })();

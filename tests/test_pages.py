@@ -6,12 +6,14 @@ of the contents goes through the same checks.
 
 import functools
 import http.server
+import io
 import json
 import os
 import re
 import shutil
 import sys
 import threading
+import unicodedata
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -20,6 +22,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT, chapters, need, pages
 from playwright.sync_api import sync_playwright
+from pypdf import PdfReader
 
 from utils import metrics
 
@@ -443,6 +446,26 @@ def test_dark_mode_leaves_pictures_alone(visit, name):
           .map(image => getComputedStyle(image).filter)"""
     )
     assert filters and set(filters) == {"none"}
+
+
+def test_paper_has_the_whole_page(browser, address):
+    """Solutions unfold before pages are counted, so that the end is not cut off."""
+    seen = Visit(browser, address, "chapters/unet")
+    words = seen.page.evaluate(ALL_WORDS).split()
+    last = PdfReader(io.BytesIO(seen.page.pdf())).pages[-1].extract_text()
+    assert squeezed(last).endswith(squeezed(" ".join(words[-3:])))
+    seen.context.close()
+
+
+ALL_WORDS = """() => {
+  for (const details of document.querySelectorAll('details')) details.open = true;
+  return document.querySelector('.bd-article').innerText;
+}"""
+
+
+def squeezed(text):
+    """Letters and digits only: fonts join some and PDFs break lines."""
+    return re.sub(r"\W", "", unicodedata.normalize("NFKC", text))
 
 
 @every_page
