@@ -24,7 +24,7 @@
 #
 # **On this page**, a ResNeXt-50 holds {glue:text}`resnext_turn_saved:.0%` less in place
 # when the forward pass ends, and {glue:text}`resnext_saved:.0%` less at the peak of the
-# step, which decides what fits; the network trained here
+# step, which decides what fits (of what comes on top of weights, images and optimiser); the network trained here
 # {glue:text}`network_turn_saved:.0%` and {glue:text}`network_saved:.0%`. The rival,
 # checkpointing of the same layers, saves {glue:text}`resnext_again:.0%` and
 # {glue:text}`network_again:.0%` at the peak. The network's step takes
@@ -356,8 +356,8 @@ class ReadableFunction(Function):
 # The **fast variant**, which the layer uses, lets compiled code make these passes:
 # PyTorch's batch normalisation, told to write its output over its input, and its
 # gradient. The latter wants the input, its mean and its deviation. We give it $y$,
-# whose mean is $\beta$ and whose deviation is $\gamma'$, so that it forms $\hat x$
-# itself. It multiplies by weight and $1 / \text{deviation}$; for the product to be
+# and tell it $\beta$ for the mean and $\gamma'$ for the deviation, so that it forms
+# $\hat x$ itself. It multiplies by weight and $1 / \text{deviation}$; for the product to be
 # $\gamma' / \sqrt{\sigma^2 + \epsilon}$, the weight has to be ${\gamma'}^2 /
 # \sqrt{\sigma^2 + \epsilon}$. PyTorch documents neither use, so another release may
 # break them; the checks below and the book's tests would notice.
@@ -707,7 +707,7 @@ print("equal to 12 digits; gradients agree with finite differences")
 #
 # **A converted network** computes and learns the same. EfficientNet-Lite0 with its
 # weights from ImageNet, leaky ReLUs in the place of all ReLU6, in double precision:
-# three steps of gradient descent in training mode, and then the maps in eval mode.
+# three steps of gradient descent in training mode, and then the last map in eval mode.
 
 
 # %% tags=["model", "hide-input"]
@@ -1073,9 +1073,9 @@ Markdown(
 # {glue:text}`probe`. When its forward pass ends, the chain holds
 # {glue:text}`chain_turn_saved:.0%` less in place, at its peak
 # {glue:text}`chain_saved:.0%` less (checkpointing {glue:text}`chain_again:.0%`): a few
-# gradients weigh as much there as all that is kept. In ResNeXt-50 the gradients of the
-# weights come on top, {glue:text}`resnext_weights:.0f` MB in all three ways, the less
-# of a share the larger the images. Both ways keep one map of each pair (checkpointing
+# gradients, and what is computed back, weigh about as much there as all that is kept. In
+# ResNeXt-50 a part of the gradients of the weights comes on top
+# ({glue:text}`resnext_weights:.0f` MB in all), the less of a share the larger the images. Both ways keep one map of each pair (checkpointing
 # also the $x$ of the chain's output), and differ in what the backward pass adds for a
 # moment.
 #
@@ -1098,7 +1098,7 @@ else:
 # %% [markdown]
 # ### The largest crop that fits
 #
-# The paper spends the memory on larger crops and batches. What is the largest side of
+# The paper spends the memory on larger crops and batches. Of the sides $8n + 1$, what is the largest of
 # four crops for which a step stays below the peak of the standard network with crops of
 # {glue:text}`budget_side` pixels?
 
@@ -1231,7 +1231,7 @@ Markdown(
 )  # fmt: skip
 
 # %% [markdown]
-# A step of ResNeXt-50 takes {glue:text}`resnext_time:.2f` times as long in place and
+# In processor time where there is no GPU: a step of ResNeXt-50 takes {glue:text}`resnext_time:.2f` times as long in place and
 # {glue:text}`resnext_again_time:.2f` times with checkpointing; one of DeepLab v3+
 # {glue:text}`network_time:.2f` and {glue:text}`network_again_time:.2f`. The readable
 # function takes {glue:text}`readable_time:.1f` times as long as the standard layer. The
@@ -1476,7 +1476,7 @@ Markdown(
 # In mean IoU, in place minus standard is {glue:text}`pair_difference:+.3f`, with a
 # paired interval of 95 per cent from {glue:text}`pair_low:+.3f` to
 # {glue:text}`pair_high:+.3f`, which {glue:text}`pair_inside` within
-# ±{glue:text}`matters`, the margin named before; nudged minus standard is
+# ±{glue:text}`matters`; nudged minus standard is
 # {glue:text}`nudge_difference:+.3f`, from {glue:text}`nudge_low:+.3f` to
 # {glue:text}`nudge_high:+.3f`. That both compute the same rests on the exact checks
 # above; three seeds only show how far rounding carries.
@@ -1515,7 +1515,7 @@ Markdown(
 #   - the same, and others
 #   - measured: ResNeXt-50; trained: EfficientNet-Lite0
 # * - Data
-#   - Cityscapes, COCO-Stuff, Mapillary Vistas
+#   - for segmentation, Cityscapes, COCO-Stuff, Mapillary Vistas
 #   - ImageNet to train, Mapillary Vistas to test
 #   - land cover of Dubai
 # ```

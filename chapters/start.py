@@ -169,7 +169,8 @@ glue(
 #
 # ## From pixels to a mask
 #
-# Every network of this book keeps the same contract. Images (B, 3, H, W) become
+# Nearly every network of this book keeps the same contract (those that answer yes or
+# no, TernausNetV2 and the binary instruments, have a sigmoid and a threshold). Images (B, 3, H, W) become
 # *logits* (B, K, H, W), a number for each of the K classes at each pixel. In training,
 # cross-entropy compares them with masks (B, H, W); afterwards, the largest of the K
 # numbers names the class. Here is a small network that does so: an encoder trained on
@@ -231,7 +232,8 @@ assert nothing.isnan()  # the trap: a batch of void alone is 0 / 0
 
 # %% [markdown]
 # The heart of every training is this loop; `utils.training.fit` adds a schedule for the
-# learning rate, and a file to go on from:
+# learning rate and a file to go on from, and the recipe of the streets weighs the
+# classes (below):
 #
 # ```python
 # for step in range(steps):
@@ -510,8 +512,8 @@ HTML(
 )
 
 # %% [markdown]
-# Press *nothing*: accuracy hardly minds, IoU and Dice fall to zero, and precision has
-# nothing to divide by. Press *a little off*: three pixels leave these cars an IoU
+# Press *nothing*: accuracy is still the share of all that is no car, IoU and Dice fall
+# to zero, and precision has nothing to divide by. Press *a little off*: three pixels leave these cars an IoU
 # of {glue:text}`large_iou:.2f` and a boundary F1 of {glue:text}`large_f1:.2f`, which
 # asks for the outline alone. IoU and Dice put any two
 # predictions for one class in the same order, since each follows from the other:
@@ -581,8 +583,8 @@ Markdown("\n".join(lines))
 # The network above is frozen, its maps are kept in memory, and a last layer learns from
 # them whether a pixel is a person: K = 2, void as before. Two arms, with and without
 # the weight, differ in nothing else. The loss of a single layer has one minimum, and
-# both are trained until they are there, so neither the seed nor the moment of stopping
-# decides.
+# both are trained until they are nearly there, so neither the seed nor the moment of
+# stopping decides.
 
 # %%
 HALF = runtime.choose(gpu=25, cpu=25, smoke=2)  # rounds of L-BFGS, half of all
@@ -769,7 +771,7 @@ Markdown("\n".join(f"- {e.sentence(claim, 'IoU')}" for claim, e in effects.items
 # Read at one half, the plain layer names hardly anybody and has an IoU of
 # {glue:text}`plain_iou:.3f`, the weighted one {glue:text}`weighted_iou:.3f`. But no
 # training is needed for that. The plain layer has {glue:text}`lowered_iou:.3f` if it is
-# read at $1 / (1 + w)$, which is {glue:text}`threshold_lowered:.2f`; its lead is
+# read at $1 / (1 + w)$, which is {glue:text}`threshold_lowered:.2f`; the difference is
 # *{glue:text}`lowered_word`*. With thresholds chosen on the validation frames,
 # {glue:text}`threshold_plain:.2f` and {glue:text}`threshold_weighted:.2f`, the gain by
 # the weight is *{glue:text}`best_word`* too. Both arms lie on nearly one curve; the
@@ -1199,7 +1201,7 @@ plotting.explorer(
 # ## Summary
 #
 # - A mask holds numbers. Look at them, and resize it by the nearest pixel.
-# - Logits (B, K, H, W), cross-entropy that leaves void out, `argmax`: that is all the
+# - Logits (B, K, H, W), cross-entropy that leaves void out, `argmax`: that is all most
 #   chapters share between image and mask.
 # - Accuracy flatters whoever ignores rare classes. Use IoU for areas, boundary F1 for
 #   outlines, both per class, and say over what they were pooled.

@@ -59,6 +59,22 @@ def test_show_puts_description_and_picture_on_the_page(shown):
     assert len(data["text/html"]) < 20_000
 
 
+def test_a_reserved_place_is_filled_by_a_later_cell(monkeypatch):
+    sent = []
+
+    class Place:
+        def update(self, bundle, raw):
+            sent.append((bundle, raw))
+
+    monkeypatch.setattr(plotting, "display", lambda *_, display_id: Place())
+    fill = plotting.reserve("The prediction comes here.")
+    assert sent == []
+    fill(np.zeros((4, 4), np.uint8), alt="A black square")
+    ((bundle, raw),) = sent
+    assert raw and bundle["text/plain"] == "A black square"
+    assert bundle["text/html"].startswith("<img") and "A black square" in str(bundle)
+
+
 def test_a_small_image_is_shown_to_the_bit(shown):
     image = noise(8, 12)
     html = shown(image, "noise", width=300)["text/html"]

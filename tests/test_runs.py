@@ -406,6 +406,47 @@ def test_the_command_names_what_there_is(capsys):
     assert "no chapter" in capsys.readouterr().out
 
 
+# Experiments: many runs, one line
+
+
+TWO = {seed: replace(RUN, name=f"luck-{seed}", stages=(Recipe(seed=seed),),
+                     weights=False) for seed in (0, 1)}  # fmt: skip
+
+
+def test_an_experiment_is_read_whole_and_says_so_in_one_line(capsys, monkeypatch):
+    made = {seed: record.record(run) for seed, run in TWO.items()}
+    assert made[0].weights == {} and made[0].numbers
+    files = {path.name for path in runs.results().glob("unet/*")}
+    assert files == {"luck-0.json", "luck-1.json"}
+    monkeypatch.setattr(runs, "trained", never)
+    assert runs.obtain_records(TWO, sets=RUN.load()) == made
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_what_an_experiment_lacks_is_trained_here(capsys):
+    kept = record.record(TWO[0])
+    found = runs.obtain_records(TWO, sets=RUN.load())
+    assert list(found) == [0, 1] and found[0] == kept
+    assert found[1].steps == 30 and found[1].numbers
+    said = capsys.readouterr().out
+    assert "1 runs, 0 minutes: read" in said and "1 runs: trained here" in said
+
+
+@pytest.mark.parametrize("switch", ["luck", "luck-1", "all"])
+def test_an_experiment_or_one_of_its_runs_is_trained_anew(switch, capsys):
+    for run in TWO.values():
+        record.record(run)
+    runs.obtain_records(TWO, switch, RUN.load())
+    count = 1 if switch == "luck-1" else 2
+    assert f"{count} runs: trained here, as it was asked" in capsys.readouterr().out
+
+
+def test_scores_without_weights_are_not_restamped():
+    record.record(TWO[0])
+    with pytest.raises(record.Refused, match="weights"):
+        record.restamp(replace(TWO[0], score=score_otherwise))
+
+
 # The records of the book
 
 
@@ -434,6 +475,9 @@ def test_a_record_of_the_book_is_whole(chapter, name, the_book):
     assert (found.chapter, found.run) == (chapter, name)
     assert found.profile != "smoke" and "sample" not in found.data.values()
     assert len(found.first_losses) == runs.FIRST and found.steps == found.losses[-1][0]
+    if not run.weights:
+        assert found.weights == {}
+        return
     runs.weights_into(run, found)
     card = runs.files(run)[0].with_suffix(".md").read_text(encoding="utf-8")
     assert found.weights["sha256"] in card
@@ -447,7 +491,9 @@ def test_every_record_of_the_book_is_used():
     for chapter, name in committed():
         if (chapter, name) not in pending:
             text = (ROOT / f"chapters/{chapter}.py").read_text(encoding="utf-8")
-            assert "runs.obtain(" in text and f'name="{name}"' in text, (chapter, name)
+            experiment, hyphen, _ = name.partition("-")
+            named = f'"{experiment}-' if hyphen else f'name="{name}"'
+            assert "runs.obtain" in text and named in text, (chapter, name)
     assert pending <= set(committed()), "pending.txt names what is not there"
 
 

@@ -1,5 +1,7 @@
 """The U-Net of the chapter: sizes, weights, gradients, tiles, the border weight map."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -83,18 +85,77 @@ def test_gradients_reach_every_parameter(unet):
         assert all(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_skips_are_left_out_from_the_finest_on(unet):
-    for skips in range(5):
-        network = unet.UNet(width=2, padded=True, skips=skips)
-        assert [up.skips for up in network.decoder] == [i < skips for i in range(4)]
-        assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+@pytest.mark.parametrize("arm", ["none", "wide"])
+def test_a_network_without_skips_uses_nothing_that_comes_across(unet, arm):
+    recipe = unet.Recipe(width=2, crop=32, batch=1, steps=1, every=1, rate=1e-3)
+    network = unet.ARMS[arm][0](recipe).eval()
+    assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+    for up in network.decoder:
+        deep = torch.randn(1, up.up.in_channels, 5, 5)
+        first, second = (up(deep, torch.randn(1, 4, 10, 10)) for _ in range(2))
+        assert torch.equal(first, second)
 
 
-def test_the_network_without_skips_ignores_what_it_is_handed(unet):
-    up = unet.Up(8, padding=1, skips=False)
-    deep = torch.randn(1, 8, 5, 5)
-    first, second = (up(deep, torch.randn(1, 4, 10, 10)) for _ in range(2))
-    assert torch.equal(first, second)
+def test_the_wider_network_without_skips_has_no_fewer_weights(unet):
+    counts = {
+        arm: sum(p.numel() for p in build(unet.SMALL).parameters())
+        for arm, (build, _) in unet.ARMS.items()
+    }
+    assert counts["none"] < counts["all"] <= counts["wide"] < 1.1 * counts["all"]
+
+
+def test_without_skips_signals_keep_their_size_on_the_way_up(unet):
+    torch.manual_seed(0)
+    up = unet.UpAlone(64, 64)
+    x = F.relu(torch.randn(2, 64, 32, 32))
+    ratio = up.up(x).square().mean() / x.square().mean()
+    assert 0.7 < ratio < 1.4
+
+
+def test_arms_differ_in_nothing_but_the_network_and_its_rate(unet):
+    for (arm, seed), run in unet.SKIPS.items():
+        recipe, rate = run.stages[0], unet.ARMS[arm][1]
+        assert recipe == dataclasses.replace(unet.SMALL, rate=rate, seed=seed)
+        assert run.data == unet.MAIN.data and run.train is unet.learn
+
+
+def test_drawn_cells_touch_but_stay_apart(unet):
+    images, masks = unet.drawn_cells(0, count=8)
+    assert images.shape == (8, 1, 96, 96) and masks.shape == (8, 96, 96)
+    assert 0 <= images.min() and images.max() <= 1
+    for mask in masks.numpy():
+        cells = unet.connected_components(mask, connectivity=1)
+        sizes = np.bincount(cells.ravel())[1:]
+        assert sizes.max() < np.pi * (0.62 * 32) ** 2  # no two are joined
+    near = unet.border_weights(masks[0].numpy())
+    assert near.max() > 8  # cells one or two pixels apart
+
+
+def test_cells_are_counted_as_apart_merged_or_lost(unet):
+    mask = torch.zeros(40, 40, dtype=torch.bool)
+    for left in (0, 11, 30):
+        mask[5:15, left : left + 10] = True
+    joined = mask.clone().float()
+    joined[5:15, 10] = 1  # the first two run into one
+    half = mask.float().clone()
+    half[:, 30:] = 0
+    assert unet.counted(mask.float(), mask, 0.5).tolist() == [3, 0, 0]
+    assert unet.counted(joined, mask, 0.5).tolist() == [1, 2, 0]
+    assert unet.counted(half, mask, 0.5).tolist() == [2, 0, 1]
+    assert unet.counted(0 * half, mask, 0.5).tolist() == [0, 0, 3]
+
+
+def test_the_listing_to_copy_is_the_network(unet):
+    names = "DoubleConv", "centre_crop", "Up", "UNet", "initialise"
+    code = chapters.listing("unet", names).removeprefix("```python").strip("`")
+    alone = {}
+    exec(code, alone)
+    torch.manual_seed(0)
+    network = alone["UNet"](width=2, padded=True).eval()
+    torch.manual_seed(0)
+    ours = unet.UNet(width=2, padded=True).eval()
+    images = torch.randn(1, 1, 40, 33)
+    assert torch.equal(network(images), ours(images))
 
 
 def test_signals_keep_their_size_at_the_start(unet):

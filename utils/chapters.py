@@ -1,6 +1,7 @@
 """Gives tests and other chapters the network that a chapter builds on its page."""
 
 import functools
+import inspect
 import json
 import re
 import sys
@@ -8,6 +9,7 @@ import types
 
 from utils import runtime
 
+IMPORTS = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
 TAGS = re.compile(r"tags=(\[.*?\])")
 
 
@@ -33,6 +35,13 @@ def load(name):
             error.add_note(f"Tag the cell of {file.name} that defines it `model` too.")
         raise
     return module
+
+
+def listing(name, parts):
+    """Classes and functions of a chapter, by their names, as one block of Markdown."""
+    chapter = load(name)
+    sources = [inspect.getsource(getattr(chapter, part)) for part in parts]
+    return "```python\n" + "\n\n".join([IMPORTS, *sources]) + "```"
 
 
 def path(name):

@@ -7,7 +7,7 @@ from html import escape
 import ipywidgets as widgets
 import matplotlib
 import numpy as np
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -54,6 +54,21 @@ def show(picture, alt, width=None):
     """
     html = _img(picture, alt, width)
     display({"text/html": html, "text/plain": alt}, raw=True)
+
+
+def reserve(promise):
+    """A place on the page for a picture that a later cell makes.
+
+    promise: what stands there until then. Returns a function of a picture and its
+    description, as `show` takes them, that fills the place.
+    """
+    place = display(Markdown(f"*{promise}*"), display_id=True)
+
+    def fill(picture, alt, width=None):
+        html = _img(picture, alt, width)
+        place.update({"text/html": html, "text/plain": alt}, raw=True)
+
+    return fill
 
 
 def overlay(image, labels, palette, alpha=0.5):

@@ -24,9 +24,12 @@ class Refused(Exception):
 
 
 def runs_of(chapter):
-    """The runs that a chapter defines in its cells tagged `model`, by name."""
-    defined = vars(chapters.load(chapter)).values()
-    return {run.name: run for run in defined if isinstance(run, runs.Run)}
+    """The runs that a chapter defines in its cells tagged `model`, by name: single
+    ones, and those of an experiment, a dict."""
+    found = []
+    for defined in vars(chapters.load(chapter)).values():
+        found += defined.values() if isinstance(defined, dict) else [defined]
+    return {run.name: run for run in found if isinstance(run, runs.Run)}
 
 
 def find(chapter, name):
@@ -87,6 +90,8 @@ def restamp(run):
         return "nothing to do: the record belongs to the code that stands"
     if "training" in changed:
         compare("losses of the first steps", kept.first_losses, first_losses(run, sets))
+    if "scores" in changed and not kept.weights:
+        raise Refused("not restamped: other scores need the weights, and it has none")
     if "scores" in changed:
         scores = run.score(runs.weights_into(run, kept), sets)
         kept.numbers, kept.details = scores.numbers, scores.details
@@ -136,6 +141,8 @@ def first_losses(run, sets):
 
 def write_card(run, made, sets):
     """The card of a weights file, beside it: what it is, what it may be used for."""
+    if not made.weights:
+        return
     file, weights = runs.files(run)
     used = {one.name: one for one in sets.values()}.values()
     lines = [

@@ -9,11 +9,14 @@ record holds as long as its fingerprints are those of the code that stands.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 
 import torch
+from IPython.utils.capture import capture_output
+from tqdm.auto import tqdm
 
 from utils import data, runtime, training
 from utils.checkpoints import replacing
@@ -40,6 +43,9 @@ class Run:
     build       recipe -> network
     train       (network, recipe, sets by role, checkpoint) -> `History`
     score       (network, sets by role) -> `Scores`
+    weights     whether they are kept too, or the record alone
+
+    A name with a hyphen, as skips-none-0, belongs to an experiment: skips.
     """
 
     chapter: str
@@ -50,6 +56,7 @@ class Run:
     build: Callable
     train: Callable
     score: Callable
+    weights: bool = True
 
     def load(self):
         """The data sets by role."""
@@ -103,7 +110,7 @@ class Record:
     numbers: dict
     details: dict
     fingerprints: dict
-    weights: dict  # sha256 and bytes of the file
+    weights: dict  # sha256 and bytes of the file; empty if there is none
 
     @property
     def minutes(self):
@@ -151,19 +158,47 @@ def obtain(run, anew="", sets=None):
     sets: data sets by role, if they are loaded already.
     """
     sets = sets or run.load()
-    wanted = {anew, os.environ.get("SEGBOOK_TRAIN", "")} & {run.name, "all"}
-    reason = "as it was asked for" if wanted else obstacle(run, sets)
+    reason = obstacle(run, sets, anew)
     if reason is None:
         record = read(run)
         print(f"Run {run.name}: {record.provenance()}; read from results/.")
         return weights_into(run, record), record
     print(f"Run {run.name}: trained here, {reason}.")
+    return made_here(run, sets)
+
+
+def obtain_records(experiment, anew="", sets=None):
+    """The `Record` of each run of an experiment, {key: run} -> {key: record}.
+
+    As `obtain`, without the networks, and with one line and one progress bar for all.
+    anew can also name the experiment.
+    """
+    first = next(iter(experiment.values()))
+    sets = sets or first.load()
+    reasons = {key: obstacle(run, sets, anew) for key, run in experiment.items()}
+    here = [key for key, reason in reasons.items() if reason is not None]
+    records = {k: read(run) for k, run in experiment.items() if reasons[k] is None}
+    if records:
+        minutes = sum(record.minutes for record in records.values())
+        print(f"{len(records)} runs, {minutes:.0f} minutes: read from results/.")
+    for reason, count in Counter(reasons[key] for key in here).items():
+        print(f"{count} runs: trained here, {reason}.")
+    for key in tqdm(here, disable=not here):
+        with capture_output():  # one progress bar for all is enough
+            _, records[key] = made_here(experiment[key], sets)
+    return {key: records[key] for key in experiment}
+
+
+def made_here(run, sets):
     model, history = trained(run, sets)
     return model, describe(run, sets, model, history, run.score(model, sets))
 
 
-def obstacle(run, sets):
+def obstacle(run, sets, anew=""):
     """Why the record of a run is of no use here; None if it is."""
+    names = {run.name, run.name.partition("-")[0], "all"}
+    if names & {anew, os.environ.get("SEGBOOK_TRAIN", "")}:
+        return "as it was asked for"
     if runtime.profile() == "smoke":
         return "since smoke only checks that everything runs"
     if is_drawn(sets):
@@ -321,9 +356,10 @@ def keep(run, sets, model, history):
     state = rounded(model.state_dict())
     model.load_state_dict(state)
     record = describe(run, sets, model.eval(), history, run.score(model, sets))
-    with replacing(weights) as new:
-        new.write(save(state))
-    record.weights = {"sha256": sha256(weights), "bytes": weights.stat().st_size}
+    if run.weights:
+        with replacing(weights) as new:
+            new.write(save(state))
+        record.weights = {"sha256": sha256(weights), "bytes": weights.stat().st_size}
     write(record, file)
     return record
 
