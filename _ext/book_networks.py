@@ -47,7 +47,7 @@ def card(entry):
         f"What {'they' if several else 'it'} brought": entry["brought"],
         "Reported there": entry["reported"],
         **codes(entry),
-        "Time to run": "{glue:text}`page_minutes:.0f` minutes for the whole page as it "
+        "Time to run": "{glue:text}`page_minutes:.1f` minutes for the whole page as it "
         "stands here; the main training took {glue:text}`train_minutes:.0f` minutes on "
         "{glue:text}`device`",
         "Cite": f"{{footcite:t}}`{cited}`",

@@ -5,7 +5,7 @@ from pathlib import Path
 from book_cells import tidy
 from book_repository import close_openers
 from book_scripts import lighten
-from book_tables import label_tables
+from book_tables import fold_card, label_tables
 
 
 def finish(app, error):
@@ -14,7 +14,8 @@ def finish(app, error):
     out = Path(app.outdir)
     for page in out.rglob("*.html"):
         before = page.read_text(encoding="utf-8")
-        after = label_tables(tidy(lighten(close_openers(before), page, out)))
+        after = tidy(lighten(close_openers(before), page, out))
+        after = fold_card(label_tables(after))
         if after != before:
             page.write_text(after, encoding="utf-8")
 

@@ -1,13 +1,16 @@
-"""Wide tables of words, made so that a phone can stack them.
+"""Tables of words on a built page.
 
-Each cell learns the name of its column, which `book.css` writes above it where a screen
-is too narrow for the table. Tables of numbers stay tables.
+Wide ones are made so that a phone can stack them: each cell learns the name of its
+column, which `book.css` writes above it where a screen is too narrow for the table.
+Tables of numbers stay tables. The card of a chapter is folded, so that its prediction
+comes sooner.
 """
 
 import re
 
 from bs4 import BeautifulSoup
 
+CARD = re.compile(r'<table class="chapter-card table">.*?</table>', re.S)
 TABLE = re.compile(r'<table class="(?:codes )?table">.*?</table>', re.S)
 
 
@@ -30,6 +33,12 @@ def labelled(found):
         for head, cell in zip(heads, row.find_all(["td", "th"], recursive=False)):
             cell["data-label"] = head
     return str(fragment)
+
+
+def fold_card(html):
+    """The HTML of a page whose card, if it has one, opens under a line."""
+    summary = "<summary>The paper, its code, and the time to run</summary>"
+    return CARD.sub(rf'<details class="card-fold">{summary}\g<0></details>', html)
 
 
 def label_tables(html):

@@ -1,7 +1,7 @@
 /* On paper a page is light, whatever it is on the screen, and solutions are open. */
 (() => {
   const root = document.documentElement, paper = matchMedia("print");
-  const folded = ["details.sd-dropdown", ".tag_hide-cell > details"]
+  const folded = ["details.sd-dropdown", "details.card-fold", ".tag_hide-cell > details"]
     .map(kind => kind + ":not([open])").join(", ");
   let printing = false, theme, closed = [];
   const turn = on => {

@@ -70,7 +70,7 @@
 # * - Pre-trained weights
 #   - With the official code and with the re-implementations
 # * - Time to run
-#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here; the
+#   - {glue:text}`page_minutes:.1f` minutes for the whole page as it stands here; the
 #     main training took {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`
 # * - Cite
 #   - {footcite:t}`chen2017rethinking,chen2018encoder`

@@ -63,7 +63,7 @@
 # * - Pre-trained weights
 #   - With the official code, in semseg (initial and trained), and for Keras
 # * - Time to run
-#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here; the
+#   - {glue:text}`page_minutes:.1f` minutes for the whole page as it stands here; the
 #     main training took {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`
 # * - Cite
 #   - {footcite:t}`zhao2017pyramid`

@@ -80,7 +80,7 @@
 #   - With the MATLAB code. Those of the PyTorch codes lay with a file host that has
 #     closed
 # * - Time to run
-#   - {glue:text}`page_minutes:.0f` minutes for the whole page as it stands here; the
+#   - {glue:text}`page_minutes:.1f` minutes for the whole page as it stands here; the
 #     main training took {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`
 # * - Cite
 #   - {footcite:t}`lin2017refinenet,nekrasov2018light`

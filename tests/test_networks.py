@@ -305,6 +305,14 @@ def test_a_chapter_without_its_place_is_an_error():
         cards.in_script("# no card\n", ["```{list-table}"])
 
 
+@every_entry
+def test_the_card_opens_under_a_line(site, entry):
+    page = (site / f"chapters/{entry['chapter']}.html").read_text(encoding="utf-8")
+    (card,) = BeautifulSoup(page, "html.parser").select("details.card-fold")
+    assert not card.has_attr("open") and card.summary.get_text(strip=True)
+    assert "Time to run" in card.select_one("table.chapter-card").get_text()
+
+
 def test_listing_has_a_section_with_a_picture_for_each_network(site):
     html = BeautifulSoup((site / "networks.html").read_text("utf-8"), "html.parser")
     article = html.select_one(".bd-article")
