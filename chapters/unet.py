@@ -135,8 +135,8 @@ at_the_top = plotting.reserve("The prediction comes here once the network is the
 #
 # A network for classification shrinks its maps until one position stands for many
 # pixels: a fine way to learn *what* is in a picture, and a poor one to say *where*
-# ([what a stride costs](start)). Here is one slice predicted by three small networks
-# that differ in one thing, whether they are handed what was seen on the way down:
+# ([what a stride costs](start)). Here is one slice predicted by three small networks,
+# of which only the first is handed what was seen on the way down:
 
 # %% tags=["hide-input"]
 side_by_side = plotting.reserve("Predictions with and without skips come here.")
@@ -1462,10 +1462,11 @@ Markdown(
 
 # %% [markdown]
 # After {glue:text}`long_steps` steps the map leaves fewer cells merged, on each of the
-# five seeds. That more are found apart is *{glue:text}`apart_word`*, as a few more are
-# lost; and after {glue:text}`brief_steps` steps the seeds disagree. The picture shows
-# the seed, and the image, with the largest difference. The threshold does more than the
-# map: at one half, most cells run together with either network (exercise 4).
+# five seeds. That more are found apart is *{glue:text}`apart_word`*, as on average a
+# few more are lost; and after {glue:text}`brief_steps` steps the seeds disagree. The
+# picture shows the seed, and the image, with the largest difference. The threshold does
+# more than the map: at one half, most cells run together with either network (exercise
+# 4).
 #
 # **Exploratory**, with too few seeds to decide: the map on the membranes, three seeds
 # beside the first three with skips above; and elastic deformation where it should help
