@@ -8,6 +8,7 @@ MARK = re.compile(r' *<span class="c1"># fmt: \w+</span>')
 CELL = re.compile(r'(?=<div class="cell(?: tag_[\w-]+)* docutils container">)')
 TITLE = re.compile(r'(admonition-title">)(Show|Hide) code cell \w+(?=</p>)')
 LABEL = ' aria-label="Toggle hidden content"'  # it would hide the titles from a listener
+IMPORTS = '<pre><span></span><span class="kn">import</span>'  # they come first
 SHOWN = {
     'class="explorer"': "the code of the pictures",
     "<img": "the code of the figure",
@@ -19,6 +20,10 @@ def hidden(cell):
     """What the toggle of a cell hides, in words."""
     if "the book's `utils`" in cell:
         return "the set-up"
+    if cell.startswith('<div class="cell tag_hide-output'):
+        return "the whole network" if "The whole network" in cell else "what it says"
+    if IMPORTS in cell:
+        return "the imports"
     if cell.startswith('<div class="cell tag_hide-cell'):
         return "the code and what it says"
     after = cell.partition("</details>")[2]

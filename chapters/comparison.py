@@ -62,7 +62,7 @@ for module, package in needed.items():
     if importlib.util.find_spec(module) is None:
         subprocess.run([sys.executable, "-m", "pip", "install", package], check=True)
 
-# %% tags=["model"]
+# %% tags=["model", "hide-input"]
 import json
 import time
 from dataclasses import dataclass, replace

@@ -118,7 +118,7 @@ for module, package in needed.items():
     if importlib.util.find_spec(module) is None:
         subprocess.run([sys.executable, "-m", "pip", "install", package], check=True)
 
-# %% tags=["model"]
+# %% tags=["model", "hide-input"]
 import functools
 import time
 from collections import namedtuple

@@ -64,7 +64,7 @@ for module, package in needed.items():
     if importlib.util.find_spec(module) is None:
         subprocess.run([sys.executable, "-m", "pip", "install", package], check=True)
 
-# %%
+# %% tags=["hide-input"]
 import inspect
 import json
 from dataclasses import fields

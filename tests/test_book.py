@@ -252,6 +252,8 @@ def test_cells_show_no_marks_and_toggles_say_what_they_hide(site):
     assert titles == [
         "Show the code of the figure", "Show the code", "Show the code and what it says"
     ]  # fmt: skip
+    html = (site / "chapters/unet.html").read_text("utf-8")
+    assert html.count("Show the imports") == html.count("Show the whole network") == 1
     assert "fmt" not in shown and "Toggle" not in shown
     for page in pages():
         html = (site / f"{page}.html").read_text("utf-8")
