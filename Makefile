@@ -52,7 +52,7 @@ test: $(VENV)/developer
 
 # The slow checks that `make test` leaves out, and the workflows.
 check: $(VENV)/developer
-	@sh tools/browser.sh
+	@sh tools/browser.sh firefox-esr
 	@VENV=$(VENV) sh tools/workflows.sh
 	$(BIN)/python -m pytest -m check $(ARGS)
 
