@@ -414,3 +414,45 @@ def test_a_batch_of_one_trains_where_the_norms_do_not_count_it(pspnet):
     assert module(one).shape == (1, 16, 12, 12)
     over_machines = nn.SyncBatchNorm.convert_sync_batchnorm(pspnet.PyramidPooling(8))
     assert not over_machines.train().counts_the_batch()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_in_drawn_worlds_the_strip_above_names_the_patch(pspnet, parts):
+    images, labels = pspnet.drawn_worlds(20, parts, 0)
+    assert images.shape == (20, 3, 96, 96) and labels.shape == (20, 96, 96)
+    wide = 96 // parts
+    for image, label in zip(images, labels):
+        found = []
+        for part in range(parts):
+            half = slice(part * wide, (part + 1) * wide)
+            (kind,) = label[:, half].unique()[1:].tolist()
+            red, _, blue = image[:, :6, half].mean((1, 2))
+            assert (kind == 1) == (blue > red)  # a boat under water
+            assert (label[:, half] > 0).sum() == 12 * 12
+            found.append(kind)
+        assert len(set(found)) == parts
+
+
+def test_the_short_sighted_network_cannot_see_the_strip_from_a_patch(pspnet):
+    torch.manual_seed(0)
+    images, labels = pspnet.drawn_worlds(8, 1, 0)
+    network = pspnet.ShortSighted(()).eval()
+    other = images.clone()
+    other[:, :, :6] = 0.5
+    with torch.inference_mode():
+        same = network(images).isclose(network(other), atol=1e-5).all(1)
+    assert same[labels > 0].all() and not same.all()
+    tops = labels.flatten(1).argmax(1) // 96
+    assert tops.min() - 6 > 15  # pixels that a position sees
+
+
+def test_every_bin_reaches_the_patch(pspnet):
+    torch.manual_seed(0)
+    images, labels = pspnet.drawn_worlds(4, 2, 0)
+    other = images.clone()
+    other[:, :, :6] = 0.5
+    for bins in ((1,), (1, 2, 3, 6)):
+        network = pspnet.ShortSighted(bins).eval()
+        with torch.inference_mode():
+            moved = (network(images) - network(other)).abs().amax(1)
+        assert (moved[labels > 0] > 0).all()
