@@ -34,7 +34,8 @@
 # {glue:text}`dice_all:.3f` with them, {glue:text}`dice_none:.3f` without, and
 # {glue:text}`dice_wide:.3f` without but with no fewer weights. The border weights leave
 # fewer drawn cells merged where both networks are read at one threshold; with a
-# threshold for each, nothing of it is left. On the membranes three seeds disagree.
+# threshold for each, none that would matter is left. On the membranes three seeds
+# disagree.
 #
 # *The trained networks belong to the book (the one above:
 # {glue:text}`provenance`).*
@@ -1476,12 +1477,12 @@ Markdown(
         for name, shares in rows.items()
     )
     + "\n\nShares of the true cells: mean over the seeds, lowest and highest in "
-    "brackets. Lost: no predicted cell covers more than half. All after 300 steps:\n\n"
-    + same.sentence("- Fewer merged, both at 0.99", "Merged without it and with it,")
-    + "\n"
-    + own.sentence("- Fewer merged, each at its own", "Merged without it and with it,")
-    + "\n"
-    + more.sentence("- More apart, each at its own", "Apart")
+    "brackets. Lost: no predicted cell covers more than half. All after 300 steps:\n\n- "
+    + same.sentence("Fewer merged, both at 0.99", "Merged without it and with it,")
+    + "\n- "
+    + own.sentence("Fewer merged, each at its own", "Merged without it and with it,")
+    + "\n- "
+    + more.sentence("More apart, each at its own", "Apart")
 )
 
 # %% [markdown]
