@@ -10,7 +10,10 @@ import re
 
 from bs4 import BeautifulSoup
 
-CARD = re.compile(r'<table class="chapter-card table">.*?</table>', re.S)
+# A page that stands from the build before has its fold already.
+CARD = re.compile(
+    r'(?<!</summary>)<table class="chapter-card table">.*?</table>', re.S
+)
 TABLE = re.compile(r'<table class="(?:codes )?table">.*?</table>', re.S)
 
 

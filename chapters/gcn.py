@@ -23,17 +23,18 @@
 # kernels that are long and one position thin.
 #
 # **What we found.** Large windows should help inside objects: {glue:text}`found_inside`
-# here. On a frozen encoder, $k = 15$ instead of 1 changes the share of right pixels of
-# CamVid's test frames by {glue:text}`inside_gain:+.3f` inside
-# ({glue:text}`inside_low:+.3f` to {glue:text}`inside_high:+.3f`) and by
-# {glue:text}`edge_gain:+.3f` at boundaries ({glue:text}`edge_low:+.3f` to
-# {glue:text}`edge_high:+.3f`). Boundary refinement should help at boundaries:
-# {glue:text}`found_refinement` here ({glue:text}`refine_edge:+.3f`,
-# {glue:text}`refine_edge_low:+.3f` to {glue:text}`refine_edge_high:+.3f` over seeds;
-# over the frames of these runs it does show). These are small heads, trained briefly,
-# and $k = 7$ does as well as 15. Trained whole, for {glue:text}`train_minutes:.0f`
-# minutes, a GCN with {glue:text}`parameters:,` parameters has a mean IoU of
-# {glue:text}`miou:.3f` on the test frames; the paper's sets are others.
+# here, though most of it is there with $k = 3$. On a frozen encoder, $k = 15$ instead
+# of 1 changes the share of right pixels of CamVid's test frames by
+# {glue:text}`inside_gain:+.3f` inside ({glue:text}`inside_low:+.3f` to
+# {glue:text}`inside_high:+.3f`) and by {glue:text}`edge_gain:+.3f` at boundaries
+# ({glue:text}`edge_low:+.3f` to {glue:text}`edge_high:+.3f`). Boundary refinement
+# should help at boundaries: {glue:text}`found_refinement` here
+# ({glue:text}`refine_edge:+.3f`, {glue:text}`refine_edge_low:+.3f` to
+# {glue:text}`refine_edge_high:+.3f` over seeds; over the frames of these runs it does
+# show). These are small heads, trained briefly, and $k = 7$ does as well as 15. Trained
+# whole, for {glue:text}`train_minutes:.0f` minutes, a GCN with
+# {glue:text}`parameters:,` parameters has a mean IoU of {glue:text}`miou:.3f` on the
+# test frames; the paper's sets are others.
 #
 # ```{list-table}
 # :class: chapter-card
@@ -52,8 +53,8 @@
 #   - None
 # * - Re-implementations
 #   - [ZijunDeng/pytorch-semantic-segmentation](https://github.com/ZijunDeng/pytorch-semantic-segmentation)
-#     (PyTorch, for Python 2: in Python 3 its padding is a fraction, and no network is
-#     built; the chapter calls it the common code),
+#     (PyTorch, for Python 2: in Python 3 its padding is a fraction, and the first
+#     forward pass fails; the chapter calls it the common code),
 #     [research.sualab.com](https://research.sualab.com/practice/2018/11/23/image-segmentation-deep-learning.html)
 #     (TensorFlow, a Korean blog, 2018)
 # * - Train code
@@ -666,7 +667,7 @@ glue(
 # only what GCN adds is trained. The arms share seeds, batches and recipe:
 #
 # - $k$ of 1, 3, 7 and 15, without boundary refinement, so that each is a *linear*
-#   classifier of the maps and nothing differs but its window;
+#   classifier of the maps and nothing differs but its window, and with it its weights;
 # - a plain 15x15 convolution: the same window, and {glue:text}`plain_times:.1f` times
 #   the weights of $k = 15$;
 # - $k = 15$ with boundary refinement.
@@ -871,8 +872,9 @@ Markdown(
 # %% [markdown]
 # Six comparisons were named before the runs, with {glue:text}`matters` as the smallest
 # share that would matter. Intervals are of 95 per cent: over {glue:text}`seed_count`
-# seeds, which share their batches, and over frames, in blocks that never mix drives.
-# (How the book judges differences is told on the [start page](start).)
+# seeds, the arms of one seed sharing their batches, and over frames, in blocks that
+# never mix drives. (How the book judges differences is told on the [start
+# page](start).)
 
 # %% tags=["experiment", "hide-input"]
 CLAIMS = {
@@ -942,9 +944,9 @@ Markdown("\n".join(lines))
 # {glue:text}`excess_word`). That the last step, from 7 to 15, helps inside:
 # {glue:text}`more_word` ({glue:text}`more_gain:+.3f`). That flat kernels beat the plain
 # one, which can do all that they can: {glue:text}`flat_word`
-# ({glue:text}`flat_gain:+.3f`). Refinement changes the share by
-# {glue:text}`refine_edge:+.3f` at boundaries and by {glue:text}`refine_inside:+.3f`
-# inside.
+# ({glue:text}`flat_gain:+.3f`, barely, and at one rate for both). Refinement changes
+# the share by {glue:text}`refine_edge:+.3f` at boundaries and by
+# {glue:text}`refine_inside:+.3f` inside.
 #
 # These are heads on features that know ImageNet, not streets, after
 # {glue:text}`head_steps` steps. An encoder that is trained along may learn to look
@@ -1030,7 +1032,7 @@ glue(
 # alone. Behind an untrained block it is {glue:text}`fresh_3` with $k = 3$ and
 # {glue:text}`fresh_15` with 15; after training, {glue:text}`trained_3` and
 # {glue:text}`trained_15`. What the size of the window alone does, the untrained blocks
-# show; only the difference between the two is learnt.
+# show; only the difference between the two is learnt, and that is next to nothing.
 
 # %% [markdown]
 # ## Where we differ

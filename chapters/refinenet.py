@@ -39,7 +39,8 @@
 #   ({glue:text}`heavy_low:+.3f` to {glue:text}`heavy_high:+.3f`),
 #   {glue:text}`heavy_word`.
 #
-# So the fine maps help here; chained pooling, an idea of the paper, does harm in
+# So the decoder helps here, by more on the large classes than on the thin ones;
+# chained pooling, an idea of the paper, does harm in
 # trainings this short, on maps this small. The light network that is shown, with
 # {glue:text}`parameters:,` parameters, has a mean IoU of {glue:text}`miou:.3f`. All are
 # small, trained for minutes on small frames: nothing here can be laid beside the
@@ -208,7 +209,7 @@ class Plain(nn.Module):
 # %% [markdown]
 # `resize` puts corners on corners. The positions of all maps then lie over the pixels
 # they stand for only if a side is 32n + 1; otherwise the coarsest map is off by up to
-# 16 pixels. So all frames and crops here have such sides.
+# 31 pixels. So all frames and crops here have such sides.
 #
 # The recipe is that of all street scenes ([start page](start)), but for one thing: new
 # layers learn as fast as the encoder, not four times as fast. At that rate the loss of
@@ -481,10 +482,10 @@ show(
 
 # %% [markdown]
 # The block. An input goes down a path: for a map of the encoder a convolution that sets
-# its channels (the paper's reduction; on this page it widens most maps), RCUs, and the
-# convolution of the fusion, unless it is alone. The paper draws two RCUs in each path
-# and one behind the pooling; of the codes' three behind the pooling, two are those of
-# the next block's path.
+# its channels (the paper's reduction; here it widens the two finest maps), RCUs, and
+# the convolution of the fusion, unless it is alone. The paper draws two RCUs in each
+# path and one behind the pooling; of the codes' three behind the pooling, two are those
+# of the next block's path.
 
 
 # %% tags=["model"]
@@ -698,12 +699,12 @@ Markdown(
 )  # fmt: skip
 
 # %% [markdown]
-# All of it holds, if a multiplication and the addition behind it are one operation and
-# images are 512 by 512: with ResNet-50 we count {glue:text}`half_work:.1f` billion,
-# against the README's 33; the 625 by 468 of its caption would need
-# {glue:text}`half_large:.1f`. On ResNet-101 RefineNet has {glue:text}`full_101:,`
-# weights, {glue:text}`weight_ratio:.1f` times the light form's, and
-# {glue:text}`work_ratio:.1f` times its operations.
+# All of it holds to about one billion and by rounding, if a multiplication and the
+# addition behind it are one operation and images are 512 by 512: with ResNet-50 we
+# count {glue:text}`half_work:.1f` billion, against the README's 33; the 625 by 468 of
+# its caption would need {glue:text}`half_large:.1f`. On ResNet-101 RefineNet has
+# {glue:text}`full_101:,` weights, {glue:text}`weight_ratio:.1f` times the light form's,
+# and {glue:text}`work_ratio:.1f` times its operations.
 #
 # **Variants, sizes**, also odd ones, and a batch of one in eval mode:
 
@@ -909,7 +910,8 @@ show(
 # ## Do the claims hold?
 #
 # Three claims, each a pair that differs in one thing: the decoder as a whole, the
-# pooling, or the kernels and RCUs that the light form gives up. The first is the main
+# pooling, or the kernels and RCUs that the light form gives up (and a dropout before
+# the classifier, which it adds). The first is the main
 # one. The words are those of the [start page](start); what matters is
 # {glue:text}`matters`. Nothing corrects for the number of lines.
 
@@ -979,9 +981,9 @@ Markdown(
 # {glue:text}`pooling_thin_word`. The interval reaches {glue:text}`pooling_half:.3f` to
 # either side. Why, was not tested. Its links bring weights that start from nothing, in
 # a short training; and the coarsest map of a crop has {glue:text}`map_height` by
-# {glue:text}`map_width` positions, less than one pooling sees, where the MATLAB code's
-# crops of 400 pixels leave 13 by 13. A fair test would need larger crops, and trainings
-# to the end.
+# {glue:text}`map_width` positions, less than one pooling sees from the middle, where
+# the MATLAB code's crops of 400 pixels, enlarged to 480, leave 15 by 15. A fair test
+# would need larger crops, and trainings to the end.
 #
 # **The heavy form**: {glue:text}`heavy_word`; on thin classes
 # {glue:text}`heavy_thin_word`; the interval reaches {glue:text}`heavy_half:.3f` to
@@ -1011,7 +1013,8 @@ glue(map_height=tiny[0], map_width=tiny[1])
 #   - 512 in RefineNet-4, 256 in the others
 #   - the same
 #   - the same by default; trained here with {glue:text}`channels`, twice as many in
-#     RefineNet-4, so that most maps of the small encoder are widened
+#     RefineNet-4, so that the two finest maps of the small encoder
+#     are widened
 # * - RCUs
 #   - two in each path, one behind the pooling, two before the classifier
 #   - two on each map of the encoder; three behind each pooling: one, and the two of the
@@ -1122,7 +1125,8 @@ for kernel in (1, 3):
 
 # %% [markdown]
 # ```{dropdown} Solution
-# The four classes that lose most are below. It shows what this trained network takes
+# The four classes that lose most are below; where that is a hundredth or two, the
+# network takes next to nothing from this map. It shows what this trained network takes
 # from the coarsest map, not what a network needs: one that was trained without it could
 # find the same in the map of stride 16.
 # ```

@@ -13,6 +13,7 @@ from conftest import ROOT, chapters
 sys.path[:0] = [str(ROOT / "_ext"), str(ROOT / "tools")]
 
 import book_networks
+import book_tables
 import cards
 
 browser, address = test_pages.browser, test_pages.address  # fixtures
@@ -311,6 +312,11 @@ def test_the_card_opens_under_a_line(site, entry):
     (card,) = BeautifulSoup(page, "html.parser").select("details.card-fold")
     assert not card.has_attr("open") and card.summary.get_text(strip=True)
     assert "Time to run" in card.select_one("table.chapter-card").get_text()
+
+
+def test_a_page_of_the_build_before_is_not_folded_twice():
+    once = book_tables.fold_card('<table class="chapter-card table">a</table>')
+    assert once.count("card-fold") == 1 and book_tables.fold_card(once) == once
 
 
 def test_listing_has_a_section_with_a_picture_for_each_network(site):
