@@ -1045,7 +1045,7 @@ for ax in axes:
     ax.axis("off")
 show(
     fig,
-    alt="A drawn scene with water at the upper left and road at the upper right, a "
+    alt="A drawn scene with road at the upper left and water at the upper right, a "
     "striped patch below each, and what networks without a pyramid, with one bin and "
     "with four take them for: blue is boat, orange is car.",
 )
