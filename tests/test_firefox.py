@@ -1,7 +1,5 @@
 """The book in Firefox, which speaks WebDriver BiDi by itself: no driver is needed."""
 
-import functools
-import http.server
 import itertools
 import json
 import re
@@ -10,8 +8,11 @@ import subprocess
 import threading
 
 import pytest
+import test_pages
 import websocket
 from conftest import ROOT, pages
+
+address = test_pages.address  # a fixture
 
 WITH_EXPLORERS = [
     page
@@ -96,19 +97,6 @@ def firefox(tmp_path_factory):
     browser = Firefox(path, profile)
     yield browser
     browser.close()
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=site)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
 
 
 SHOWN = """[...document.querySelectorAll('.explorer')].map(box => ({

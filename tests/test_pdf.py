@@ -8,11 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, chapters
 from pypdf import PdfReader
-
-
-def squeezed(text):
-    """Letters and digits only: a PDF breaks lines."""
-    return re.sub(r"\W", "", text)
+from test_pages import squeezed
 
 
 @pytest.mark.check
