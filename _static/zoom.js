@@ -1,4 +1,5 @@
-/* A figure that is shown smaller than it is can be opened at its full size. */
+/* A figure that is shown smaller than it is can be opened at its full size; a diagram,
+   which has none of its own, where the screen is narrow. */
 (() => {
   const dialog = document.createElement("dialog");
   dialog.className = "zoom";
@@ -9,10 +10,14 @@
   const open = image => {
     picture.src = image.src;
     picture.alt = image.alt;
+    picture.className = image.matches(".diagram, .diagram img") ? "diagram" : "";
     dialog.showModal();
   };
   const offer = image => {
-    if (image.naturalWidth < 1.15 * image.clientWidth || image.closest("a")) return;
+    const drawn = image.matches(".diagram, .diagram img");
+    const small = drawn ? image.clientWidth < 560 :
+      image.naturalWidth >= 1.15 * image.clientWidth;
+    if (!small || image.closest("a")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "zoom-button";
@@ -23,7 +28,8 @@
   };
   const start = () => {
     document.body.append(dialog);
-    for (const image of document.querySelectorAll(".cell_output img")) {
+    const figures = ".cell_output img, img.diagram, .diagram img";
+    for (const image of document.querySelectorAll(figures)) {
       if (image.complete && image.naturalWidth) offer(image);
       else image.addEventListener("load", () => offer(image), {once: true});
     }

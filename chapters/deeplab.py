@@ -38,6 +38,8 @@
 #
 # *The trained network belongs to the book ({glue:text}`provenance`).*
 #
+# <div class="first-picture"></div>
+#
 # ```{list-table}
 # :class: chapter-card
 # :header-rows: 0

@@ -36,6 +36,8 @@
 # {glue:text}`parameters:,` parameters has a mean IoU of {glue:text}`miou:.3f` on the
 # test frames; the paper's sets are others.
 #
+# <div class="first-picture"></div>
+#
 # ```{list-table}
 # :class: chapter-card
 # :header-rows: 0

@@ -46,6 +46,8 @@
 # small, trained for minutes on small frames: nothing here can be laid beside the
 # papers' numbers.
 #
+# <div class="first-picture"></div>
+#
 # ```{list-table}
 # :class: chapter-card
 # :header-rows: 0

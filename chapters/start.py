@@ -17,18 +17,17 @@
 # # Pixels, masks and scores
 #
 # A classifier answers one question for an image. A segmentation network answers one
-# for every pixel. This page lays out what all chapters stand on: what the answer looks
-# like, how it is learnt and scored, what a coarse grid loses, and how the book keeps
-# its runs and judges differences.
+# for every pixel. This page lays out what all chapters stand on.
 #
 # **In numbers.** On street scenes, a network that calls every pixel
 # *{glue:text}`frequent_class`* gets {glue:text}`frequent_accuracy:.0%` of the pixels
 # right, and a mean IoU of {glue:text}`frequent_miou:.2f`. One that never finds a single
 # *{glue:text}`rare_class`* is right about {glue:text}`nothing_accuracy:.1%` of the
-# pixels when asked for them. A heavier weight on pedestrians in the loss changes their
-# IoU by {glue:text}`gain_half:+.3f` where both arms are read at one half, and by
-# {glue:text}`gain_best:+.3f` where each gets a threshold of its own. At output stride
-# {glue:text}`worst_stride`, the truth averaged over the cells and scaled up again has a
+# pixels when asked for them. In the loss of a last layer on frozen maps, a heavier
+# weight on pedestrians changes their IoU by {glue:text}`gain_half:+.3f` if the layers
+# with and without it are both read at one half, and by {glue:text}`gain_best:+.3f` if
+# each gets a threshold of its own. On a grid {glue:text}`worst_stride` times coarser
+# than the image, the truth averaged over the cells and scaled up again has a
 # mean IoU of {glue:text}`worst_average:.2f`; a coarse map optimised for the same
 # up-sampling has {glue:text}`worst_optimised:.2f`.
 
@@ -132,9 +131,9 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 # Masks come in files that look alike and are not: class numbers; numbers of a palette;
 # colours; 0 and 255. With masks of your own, look at `mask.unique()` first (exercise 4
 # turns colours into numbers), and never save them as JPEG, nor resize them as
-# photographs. Between *sky* (number
-# {glue:text}`first_number`) and *pavement* (number {glue:text}`second_number`),
-# bilinear interpolation invents all numbers in between:
+# photographs. Between *sky* (number {glue:text}`first_number`) and *tree* (number
+# {glue:text}`second_number`), bilinear interpolation invents numbers in between, which
+# are other classes:
 
 # %%
 half = [side // 2 for side in SIZE]
@@ -156,7 +155,7 @@ def invented(mask):
 glue(
     class_count=CLASSES,
     first_number=val_set.classes.index("sky"),
-    second_number=val_set.classes.index("pavement"),
+    second_number=val_set.classes.index("tree"),
     invented_smooth=invented(smooth),
     invented_nearest=invented(nearest),
 )
@@ -169,8 +168,9 @@ glue(
 #
 # ## From pixels to a mask
 #
-# Nearly every network of this book keeps the same contract (those that answer yes or
-# no, TernausNetV2 and the binary instruments, have a sigmoid and a threshold). Images (B, 3, H, W) become
+# Nearly every network of this book keeps the same contract. (Those that answer yes or
+# no, as TernausNetV2, have a sigmoid and a threshold; U-Net takes one channel, and in
+# the paper's form answers for the inner pixels alone.) Images (B, 3, H, W) become
 # *logits* (B, K, H, W), a number for each of the K classes at each pixel. In training,
 # cross-entropy compares them with masks (B, H, W); afterwards, the largest of the K
 # numbers names the class. Here is a small network that does so: an encoder trained on
@@ -275,13 +275,14 @@ fig = plotting.predictions(
 show(
     fig,
     alt="Two street scenes with their true classes, the prediction of the small "
-    "network, and its errors. Large areas are right; outlines and thin things are not.",
+    "network, and its errors. Most large areas are right, but for a piece of pavement; "
+    "outlines and thin things mostly are not.",
 )
 
 # %% [markdown]
-# After {glue:text}`small_steps` steps, the large areas stand:
-# {glue:text}`small_accuracy:.0%` of the pixels are right. What is thin or rare is
-# mostly missing. The chapters train for longer.
+# After {glue:text}`small_steps` steps, most large areas stand:
+# {glue:text}`small_accuracy:.0%` of the pixels of the validation frames are right. What
+# is thin or rare is mostly missing.
 #
 # ## Three kinds of segmentation
 #
@@ -335,8 +336,9 @@ Markdown(f"{town.citation}. {town.licence}.")
 
 # %% [markdown]
 # The semantic mask of these {glue:text}`houses` houses has {glue:text}`pieces`
-# connected pieces: houses that touch become one. Most chapters are about semantic
-# segmentation; [TernausNetV2](ternausnetv2) gets instances from it.
+# connected pieces: houses that touch, or lie less than a pixel apart, become one. Most
+# chapters are about semantic segmentation; [TernausNetV2](ternausnetv2) gets instances
+# from it.
 #
 # ## Scores
 #
@@ -359,15 +361,17 @@ Markdown(f"{town.citation}. {town.licence}.")
 # Dice is the harmonic mean of precision and recall, so it is also called F1.
 # *Accuracy* is the share of pixels with the right class. *Boundary F1*
 # {footcite:p}`csurka2013good` compares outlines: which share of the predicted outline
-# lies within two pixels of the true one, which share of the true one near the predicted
-# one, and the harmonic mean of both. The *mean* IoU is taken over the classes.
+# lies within two pixels of the true one (the paper takes a share of the image's
+# diagonal), which share of the true one near the predicted one, and the harmonic mean
+# of both. The *mean* IoU is taken over the classes.
 #
 # **Pooled or per image.** IoU and Dice of this book count the pixels of all images in
 # one table; boundary F1 is taken for each image, then averaged. The two ways answer
-# different questions, and give different numbers: the network above has a mean IoU of
-# {glue:text}`pooled:.3f` pooled, and {glue:text}`averaged:.3f` as the mean over images
-# (the lowest has {glue:text}`worst_image:.3f`), each with the classes that it holds or
-# that were named in it. Ask which one a paper means. In `utils/metrics.py`:
+# different questions, and give different numbers: on the validation frames the network
+# above has a mean IoU of {glue:text}`pooled:.3f` pooled, and {glue:text}`averaged:.3f`
+# as the mean over images (the lowest has {glue:text}`worst_image:.3f`), each with the
+# classes that it holds or that were named in it. Ask which one a paper means. In
+# `utils/metrics.py`:
 
 # %%
 for function in (metrics.iou, metrics.dice):
@@ -513,16 +517,17 @@ HTML(
 
 # %% [markdown]
 # Press *nothing*: accuracy is still the share of all that is no car, IoU and Dice fall
-# to zero, and precision has nothing to divide by. Press *a little off*: three pixels leave these cars an IoU
-# of {glue:text}`large_iou:.2f` and a boundary F1 of {glue:text}`large_f1:.2f`, which
-# asks for the outline alone. IoU and Dice put any two
+# to zero, and precision has nothing to divide by. Press *a little off*: three pixels
+# leave these cars an IoU of {glue:text}`large_iou:.2f` and a boundary F1 of
+# {glue:text}`large_f1:.2f`, which asks for the outline alone. IoU and Dice put any two
 # predictions for one class in the same order, since each follows from the other:
 # $\text{Dice} = 2 \, \text{IoU} / (1 + \text{IoU})$. Only means over classes or images
 # can differ in order.
 #
 # ### Why accuracy misleads
 #
-# For each class, ask only "is it this one?", and always answer no:
+# For each class of the validation frames, {glue:text}`height` by {glue:text}`width`
+# pixels, ask only "is it this one?", and always answer no:
 
 # %% tags=["hide-input"]
 known = val_set.labels != VOID
@@ -570,10 +575,11 @@ Markdown("\n".join(lines))
 # Cross-entropy asks each pixel for itself, so a network lowers it a lot by giving a
 # rare class little probability everywhere. Read with `argmax`, it then finds hardly any
 # pedestrian. A usual remedy *weighs* rare classes more. The book takes
-# $1 / \log(c + f)$ with their share $f$ of the pixels and $c = 1.1$, after ENet
-# {footcite:p}`paszke2016enet`, whose $c = 1.02$ weighs more steeply: pedestrians count
-# {glue:text}`people_weight:.1f` times as much as the rest here, and
-# {glue:text}`people_enet:.0f` times there.
+# $1 / \log(c + s)$ with their share $s$ of the pixels and $c = 1.1$, after ENet
+# {footcite:p}`paszke2016enet`, whose $c = 1.02$ weighs more steeply. If only
+# pedestrians and the rest are told apart, as below, a pedestrian counts
+# {glue:text}`people_weight:.1f` times as much as the rest, and with ENet's constant
+# {glue:text}`people_enet:.0f` times.
 #
 # But a network gives probabilities, and nobody has to read them at one half. Take one
 # that has learnt the probability $p$ without a weight. With a weight $w$ it would have
@@ -581,10 +587,10 @@ Markdown("\n".join(lines))
 # lowering the threshold should do what the weight does. Does it?
 #
 # The network above is frozen, its maps are kept in memory, and a last layer learns from
-# them whether a pixel is a person: K = 2, void as before. Two arms, with and without
-# the weight, differ in nothing else. The loss of a single layer has one minimum, and
-# both are trained until they are nearly there, so neither the seed nor the moment of
-# stopping decides.
+# them whether a pixel is a person: K = 2, void as before. It learns at the positions of
+# the maps, from every second training frame, and is scored at full size. Two arms
+# differ in the weight alone. The loss of a single layer has one minimum, and both are
+# trained until nearly there, so neither seed nor moment of stopping decides.
 
 # %%
 HALF = runtime.choose(gpu=25, cpu=25, smoke=2)  # rounds of L-BFGS, half of all
@@ -626,10 +632,7 @@ def last_layer(maps, targets, weight):
 some = slice(None, None, 2)  # each second frame
 train_maps = maps_of(train_set.images[some])
 targets = people(train_set.labels)
-small = F.interpolate(
-    targets[some, None].float(), train_maps.shape[-2:], mode="nearest-exact"
-)
-small = small[:, 0].long().to(device)  # (N, H/4, W/4)
+small = targets[some, ::4, ::4].to(device)  # position k of the maps is pixel 4 k
 
 
 def weight_of_people(c):
@@ -645,9 +648,9 @@ for name, weight in {"plain": 1.0, "weighted": WEIGHT}.items():
     print(f"{name:8} loss {halfway:.5f} halfway, {final:.5f} at the end")
 
 # %% [markdown]
-# Each layer is read at one half, at $1 / (1 + w)$, and at the threshold that is best on
-# the validation frames; scores are those of the test frames. A difference of
-# {glue:text}`people_matters` would matter.
+# Both layers are read at one half and at the threshold that is best for each on the
+# validation frames, the plain one also at $1 / (1 + w)$; scores are those of the test
+# frames. A difference of {glue:text}`people_matters` would matter.
 
 # %% tags=["hide-input"]
 LEVELS = torch.linspace(-7, 7, 281)  # thresholds, as log(p / (1 - p))
@@ -770,7 +773,7 @@ Markdown("\n".join(f"- {e.sentence(claim, 'IoU')}" for claim, e in effects.items
 # %% [markdown]
 # Read at one half, the plain layer names hardly anybody and has an IoU of
 # {glue:text}`plain_iou:.3f`, the weighted one {glue:text}`weighted_iou:.3f`. But no
-# training is needed for that. The plain layer has {glue:text}`lowered_iou:.3f` if it is
+# weight is needed for that. The plain layer has {glue:text}`lowered_iou:.3f` if it is
 # read at $1 / (1 + w)$, which is {glue:text}`threshold_lowered:.2f`; the difference is
 # *{glue:text}`lowered_word`*. With thresholds chosen on the validation frames,
 # {glue:text}`threshold_plain:.2f` and {glue:text}`threshold_weighted:.2f`, the gain by
@@ -992,20 +995,20 @@ plotting.explorer(
 
 # %% [markdown]
 # At stride 8 the average keeps {glue:text}`eight_average:.2f`, the optimised map
-# {glue:text}`eight_optimised:.2f`; at {glue:text}`worst_stride` they keep
-# {glue:text}`worst_average:.2f` and {glue:text}`worst_optimised:.2f`, and of
-# pedestrians {glue:text}`people_average:.2f` and {glue:text}`people_optimised:.2f`.
-# ({glue:text}`oracle_frames` frames of {glue:text}`height` by {glue:text}`width`
-# pixels; on larger ones things are larger and lose less.) The average loses people
-# because something broader has more of each cell, not because the grid could not hold
-# them. Poles are lost to both (exercise 3).
+# {glue:text}`eight_optimised:.2f`; of pedestrians they keep
+# {glue:text}`people_average:.2f` and {glue:text}`people_optimised:.2f` at
+# {glue:text}`worst_stride`. ({glue:text}`oracle_frames` validation frames of
+# {glue:text}`height` by {glue:text}`width` pixels; on larger ones things are larger and
+# lose less.) The average loses people because something broader has more of each cell,
+# not because the grid could not hold them. Poles are lost to both (exercise 3).
 #
 # Neither number is a bound. The optimised map had {glue:text}`rounds` steps of a loss
 # that is not IoU, so a better one may exist, and a network can also learn how to scale
 # up. But to draw such a map it must know, at every coarse position, where the outlines
 # run, to a fraction of the cell. Chapters help it in one of three ways: carry fine maps
 # across ([U-Net](unet), [RefineNet](refinenet), [GCN](gcn)); keep the grid fine and
-# spread the kernels ([DeepLab](deeplab), [PSPNet](pspnet)); or both.
+# spread the kernels ([PSPNet](pspnet), DeepLab v3); or both
+# ([DeepLab v3+](deeplab)).
 #
 # ## What all chapters share
 #
@@ -1014,17 +1017,17 @@ plotting.explorer(
 # Every page picks its settings by the machine: the profile `gpu` where PyTorch finds an
 # accelerator (NVIDIA, AMD, Apple's `mps`, Intel's `xpu`), else `cpu`, with smaller
 # images and networks and fewer steps, made for two cores. `SEGBOOK_PROFILE` chooses
-# another: `smoke` runs a page in under a minute on drawn stand-ins, to see that all
-# works, and learns nothing. Trainings compute in bfloat16 where the hardware has it, in
-# float16 on older NVIDIA GPUs such as Colab's T4, else in float32.
+# another: `smoke` runs a page in about a minute on drawn stand-ins, to see that all
+# works, and learns nothing. On GPUs of NVIDIA, AMD and Intel trainings compute in
+# bfloat16 where the hardware has it, else in float16 (Colab's T4); on Apple's and on
+# CPUs in float32.
 #
 # - **In Colab.** The rocket above a title opens its page there, in a copy of the book
 #   that knows its own address. Choose a GPU first (*Runtime*, *Change runtime type*),
 #   then run all cells. To keep trainings, mount a drive and let `SEGBOOK_RUNS` name a
 #   folder on it.
 # - **On your computer.** Clone the book, type `make install` once, and open the
-#   notebook, or let `make run CHAPTER=unet` run it. If a GPU's memory is too small,
-#   halve the batch in the cell with the training's settings.
+#   notebook, or let `make run CHAPTER=unet` run it.
 #
 # Images come by themselves on first use: from a folder of yours, a pinned archive, or
 # Kaggle. If none can be had, drawn stand-ins step in, and the page says so.
@@ -1034,31 +1037,30 @@ plotting.explorer(
 # What *your* machine trains lies in `runs/` and is read back until its code or its
 # settings change; an interrupted training goes on where it stopped. What *the book*
 # shows of a long training comes with it, in `results/`: a record with scores, curves,
-# device and date, and the weights to which the scores belong. A page that uses one says
+# device and date, and of the networks shown the weights too. A page that uses one says
 # so in a line. It counts only as long as recipe, data and code are those it was made
 # with; otherwise the page trains anew, as it does if you write the run's name into
 # `TRAIN` on the page, or into the variable `SEGBOOK_TRAIN`.
 #
-# Under the title of each chapter stands when it was run and on what; at its end, with
-# which settings, data and versions. If its code changes and it is not run again, the
-# book's tests fail.
+# Under each title stands when the page was run and on what, at its end with which
+# versions; if its code changes and it is not run again, the book's tests fail.
 #
 # ### The recipe of the streets
 #
 # All networks for street scenes train by one recipe, `utils/scenes.py`; each page names
-# its size of frames, its steps and its crop.
-# CamVid has {glue:text}`train_count` frames to learn from, {glue:text}`val_count` to
-# validate, all of one clip, and {glue:text}`test_count` to test. What is chosen, a
-# threshold or the best step, is chosen on the validation frames. Pages with a recorded
-# run score it on the test frames, at the size of the original masks; elsewhere a page
-# says what it scores on.
+# its size of frames, its steps, its crop, and what else it changes. CamVid has
+# {glue:text}`train_count` frames to learn from, {glue:text}`val_count` to validate, all
+# of one clip, and {glue:text}`test_count` to test. What is chosen, a threshold or the
+# best step, is chosen on the validation frames. Pages with a recorded run score it on
+# the test frames, at the size of the original masks; elsewhere a page says what it
+# scores on.
 
 # %% tags=["hide-input"]
 MEANING = {
     "rate": "learning rate of the pre-trained encoder; AdamW",
     "faster": "times that for layers that are new",
     "decay": "weight decay",
-    "softening": "$c$ of the class weights $1 / \\log(c + f)$",
+    "softening": "$c$ of the class weights $1 / \\log(c + s)$",
     "aux": "weight of the auxiliary loss, where a network has one",
     "scale": "smallest and largest zoom of a random crop, mirrored half the time",
     "brightness": "largest change of brightness, and of contrast, either way",
@@ -1099,7 +1101,7 @@ Markdown("\n".join(lines))
 # How often does luck alone "show"? Below, scores are drawn for two arms that are truly
 # alike, and for two that truly differ by two hundredths; seeds scatter by one
 # hundredth, and one hundredth matters. Move the number of seeds. Under each panel: how
-# often the interval speaks, and how often an easier rule would, "every seed of one
+# often the interval speaks, and how often a simpler rule would, "every seed of one
 # beats every seed of the other".
 
 # %%
@@ -1158,7 +1160,7 @@ def draw_luck(n):
         ax.set_xlabel(
             f"shows {share(made, 'shows'):.1%}, opposite "
             f"{share(made, 'the opposite shows'):.1%}\n"
-            f"easier rule, either way: {easy(made):.1%}"
+            f"simpler rule, either way: {easy(made):.1%}"
         )
     names = [axes[0].plot([], [], color=c, label=w)[0] for w, c in WORDS.items()]
     fig.legend(handles=names, loc="outside lower center", ncols=4, fontsize=8)
@@ -1168,6 +1170,7 @@ def draw_luck(n):
 glue(
     chance_two=easy(alike[2]),
     chance_three=easy(alike[3]),
+    chance_five=easy(alike[5]),
     false_two=share(alike[2], "shows") + share(alike[2], "the opposite shows"),
     false_five=share(alike[5], "shows") + share(alike[5], "the opposite shows"),
     power_two=share(apart[2], "shows"),
@@ -1186,17 +1189,19 @@ plotting.explorer(
 )
 
 # %% [markdown]
-# With two seeds, the easier rule speaks in {glue:text}`chance_two:.0%` of comparisons
-# of arms that are alike (of the six orders of four scores it likes two); with three, in
-# {glue:text}`chance_three:.0%`. Intervals "show" something by luck about once in twenty
-# times, or less, with any number of seeds: {glue:text}`false_two:.1%` here with two,
-# {glue:text}`false_five:.1%` with five. What two seeds lack is sight: their intervals
-# find the true difference in {glue:text}`power_two:.0%` of the cases, those of five
-# seeds in {glue:text}`power_five:.0%`, of ten in {glue:text}`power_ten:.0%`. (The
-# easier rule with five: {glue:text}`rule_five:.0%`.) And it takes many seeds to say
+# With two seeds, the simpler rule speaks in {glue:text}`chance_two:.0%` of comparisons
+# of arms that are alike (of the six ways in which two scores of each arm can be ranked,
+# it likes two); with three, in {glue:text}`chance_three:.0%`. Intervals "show"
+# something by luck about once in twenty times, or less, with any number of seeds:
+# {glue:text}`false_two:.1%` here with two, {glue:text}`false_five:.1%` with five. What
+# two seeds lack is sight: their intervals find the true difference in
+# {glue:text}`power_two:.0%` of the cases, those of five seeds in
+# {glue:text}`power_five:.0%`, of ten in {glue:text}`power_ten:.0%`. (The simpler rule
+# with five is the stricter one: by luck it speaks in {glue:text}`chance_five:.1%`, and
+# it finds the difference in {glue:text}`rule_five:.0%`.) And it takes many seeds to say
 # that a difference is *smaller than what matters*: with twenty, that is said in
 # {glue:text}`small_twenty:.0%` of the cases where there is none. Nothing corrects for
-# the number of claims: twenty of them meet luck about once.
+# the number of claims: twenty about arms that are alike meet luck about once.
 #
 # ## Summary
 #

@@ -38,6 +38,8 @@
 # is not resolved. The numbers above are of a pre-trained EfficientNet-Lite0, and cannot
 # be laid beside those of the paper.
 #
+# <div class="first-picture"></div>
+#
 # ```{list-table}
 # :class: chapter-card
 # :header-rows: 0

@@ -12,7 +12,9 @@ from conftest import ROOT, chapters
 
 sys.path[:0] = [str(ROOT / "_ext"), str(ROOT / "tools")]
 
+import book_first
 import book_networks
+import book_pages
 import book_tables
 import cards
 
@@ -317,6 +319,28 @@ def test_the_card_opens_under_a_line(site, entry):
 def test_a_page_of_the_build_before_is_not_folded_twice():
     once = book_tables.fold_card('<table class="chapter-card table">a</table>')
     assert once.count("card-fold") == 1 and book_tables.fold_card(once) == once
+
+
+def test_first_screen_gets_the_picture_that_stands_further_down():
+    start = next(e["picture"] for e in ENTRIES if e["chapter"] == "gcn")
+    image = f'<img alt="{start}, and more" loading="lazy" src="a.webp">'
+    html = book_first.PLACE + '<img alt="another">' + image
+    filled = book_first.fill_first(html, ROOT / "chapters/gcn.html")
+    assert filled.count("a.webp") == 2
+    assert filled.index("a.webp") < filled.index("another")
+    assert filled.count("lazy") == 1  # the first is on the screen at once
+    assert book_first.fill_first(filled, ROOT / "chapters/gcn.html") == filled
+    with pytest.raises(ValueError, match="no picture"):
+        book_first.fill_first(book_first.PLACE, ROOT / "chapters/gcn.html")
+
+
+def test_title_of_the_front_page_is_written_once():
+    twice = "<title>The Book &#8212; The Book</title>"
+    assert book_pages.TWICE.sub(r"<title>\1</title>", twice) == (
+        "<title>The Book</title>"
+    )
+    other = "<title>U-Net &#8212; The Book</title>"
+    assert book_pages.TWICE.sub("", other) == other
 
 
 def test_listing_has_a_section_with_a_picture_for_each_network(site):

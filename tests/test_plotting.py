@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import ipywidgets as widgets
+import matplotlib
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
@@ -55,8 +56,33 @@ def test_show_puts_description_and_picture_on_the_page(shown):
     assert 'width="480" height="192"' in data["text/html"]
     image = decode(data["text/html"])
     assert image.size == (600, 240)
-    assert image.convert("RGB").getpixel((0, 0)) == (251, 251, 250)
+    assert image.convert("RGBA").getpixel((0, 0))[3] == 0  # no paper
     assert len(data["text/html"]) < 20_000
+
+
+def luminance(colour):
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in matplotlib.colors.to_rgb(colour)
+    ]
+    return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#121212"])  # the theme's, light and dark
+def test_ink_reads_well_on_a_light_and_on_a_dark_page(page):
+    dark, light = sorted((luminance(plotting.INK), luminance(page)))
+    assert (light + 0.05) / (dark + 0.05) > 4
+
+
+def test_what_a_cell_adds_later_gets_the_ink_of_the_page(shown):
+    fig, axis = plotting.figure(width=5, height=2)
+    axis.plot([0, 1], label="line")
+    note, own = axis.text(0, 0, "note"), axis.text(0, 1, "own", color="k")
+    legend = axis.legend()
+    shown(fig, "A line")
+    assert note.get_color() == legend.get_texts()[0].get_color() == plotting.INK
+    assert own.get_color() == "k"
+    assert not legend.get_frame_on()
 
 
 def test_a_reserved_place_is_filled_by_a_later_cell(monkeypatch):

@@ -207,6 +207,12 @@ def test_tiles_off_the_pooling_grid_do_not(unet):
     )
 
 
+@pytest.mark.parametrize("options", [dict(tile=20, step=48), dict(tile=4)])
+def test_tiles_that_do_not_cover_the_image_are_refused(unet, options):
+    with pytest.raises(ValueError, match="do not cover"):
+        unet.predict_tiles(unet.UNet(width=2), torch.rand(1, 40, 40), **options)
+
+
 def test_mirror_equals_numpy(unet):
     for size in (1, 2, 5, 40):
         expected = np.pad(np.arange(size), (92, 130), mode="reflect")

@@ -9,10 +9,13 @@ import matplotlib
 import numpy as np
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from PIL import Image
 
-BACKGROUND, INK, FAINT = "#fbfbfa", "#1f2328", "#c9ccd1"
+# No paper, and ink that has a contrast of 4 on a white page and on a dark one.
+BACKGROUND, INK, FAINT = "none", "#757b83", "#9ba1a9"
 WRONG = (214, 39, 116)  # errors; no palette uses this magenta
 COLOURS = ("#3f76bd", "#c4741d", "#2f8f6b", "#c0479a", "#7a6bb8", "#808080")
 
@@ -232,15 +235,21 @@ def _img(picture, alt, width):
     return (
         f'<img class="dark-light" alt="{escape(alt)}" width="{width}" '
         f'height="{height}" src="{source}" style="max-width:100%;height:auto;'
-        f'margin:4px 0;border-radius:6px;background:{BACKGROUND}">'
+        f'margin:4px 0;border-radius:6px">'
     )
 
 
 def _render(fig, dpi=120):
+    for text in fig.findobj(Text):  # what was added later has matplotlib's own ink
+        if str(text.get_color()) == "black":
+            text.set_color(INK)
+    for legend in fig.findobj(Legend):
+        if str(legend.get_texts()[0].get_color()) == INK:  # has no paper of its own
+            legend.set_frame_on(False)
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(file, format="png", dpi=dpi)
-    return Image.open(file).convert("RGB")
+    return Image.open(file)  # RGBA
 
 
 def _compress(image):
