@@ -1132,7 +1132,8 @@ glue(
 # * - Convolutions in ASPP and decoder
 #   - v3 full, v3+ separable
 #   - full in VainF, separable with its `--separable_conv`
-#   - `separable=`; trained here separable
+#   - `separable=`, with normalisation and ReLU after each of the two parts, where VainF
+#     has none between them; trained here separable
 # * - Corners
 #   - crops of 513; the official code aligns corners
 #   - torchvision and VainF: not aligned

@@ -1034,7 +1034,8 @@ glue(
 # alone. Behind an untrained block it is {glue:text}`fresh_3` with $k = 3$ and
 # {glue:text}`fresh_15` with 15; after training, {glue:text}`trained_3` and
 # {glue:text}`trained_15`. What the size of the window alone does, the untrained blocks
-# show; only the difference between the two is learnt, and that is next to nothing.
+# show; only the difference between the two is learnt, and in this one seed it is next
+# to nothing.
 
 # %% [markdown]
 # ## Where we differ

@@ -484,7 +484,8 @@ show(
 
 # %% [markdown]
 # The block. An input goes down a path: for a map of the encoder a convolution that sets
-# its channels (the paper's reduction; here it widens the two finest maps), RCUs, and
+# its channels (the paper's reduction; in our small networks it widens the finest maps),
+# RCUs, and
 # the convolution of the fusion, unless it is alone. The paper draws two RCUs in each
 # path and one behind the pooling; of the codes' three behind the pooling, two are those
 # of the next block's path.
@@ -1050,7 +1051,8 @@ glue(map_height=tiny[0], map_width=tiny[1])
 #   - trains
 # * - Rates
 #   - light: encoder and decoder with rates of their own
-#   - SGD, new layers ten times as fast as the encoder, in steps
+#   - SGD, new layers ten times as fast as the encoder, in steps; light-weight code: by
+#     its README from a lower rate than the paper's
 #   - AdamW, equal rates, poly rule
 # * - Augmentation
 #   - not checked

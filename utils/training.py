@@ -60,8 +60,9 @@ def fit(
     The learning rates of the optimiser rise over `warmup` steps and fall to zero as
     (1 - step / steps) ** power (the poly schedule). `clip` bounds the norm of the
     gradient. `checkpoint` names a file, written at each validation and at least ten
-    times: an interrupted run goes on from it to the same numbers, and a finished one is
-    read back instead of trained again.
+    times: an interrupted run goes on from it, on a CPU to the same numbers (some
+    operations of a GPU add up in another order each time), and a finished one is read
+    back instead of trained again.
     The precision is that of `runtime.precision`. On an accelerator a line says, once
     the first step is done, how long the training would take on a Colab T4.
     At the end the model is in eval mode and holds the weights with the best score; the
