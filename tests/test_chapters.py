@@ -1,5 +1,7 @@
+import ast
 import inspect
 import pickle
+import re
 import sys
 import traceback
 
@@ -113,3 +115,21 @@ def test_a_cell_that_needs_an_untagged_one_says_so_and_leaves_nothing(write):
         chapters.load("broken")
     assert "`model` too" in caught.value.__notes__[0]
     assert "chapters.broken" not in sys.modules
+
+
+LISTED = re.compile(r"names = (.+)\n.*?chapters\.listing\((.+?)\)", re.S)
+WITH_LISTING = {
+    name: found
+    for name in chapters.names()
+    if (found := LISTED.search(chapters.path(name).read_text(encoding="utf-8")))
+}
+
+
+@pytest.mark.parametrize("name", WITH_LISTING)
+def test_the_network_to_copy_runs_alone(name):
+    parts = ast.literal_eval(WITH_LISTING[name][1])
+    imports = re.findall(r'"([^"]*)"', WITH_LISTING[name][2])[1:]
+    code = chapters.listing(name, parts, *imports).strip("`").removeprefix("python")
+    alone = {}
+    exec(code, alone)
+    assert all(part in alone for part in parts)

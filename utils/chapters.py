@@ -37,11 +37,15 @@ def load(name):
     return module
 
 
-def listing(name, parts):
-    """Classes and functions of a chapter, by their names, as one block of Markdown."""
+def listing(name, parts, *imports):
+    """Classes and functions of a chapter, by their names, as one block of Markdown.
+
+    imports: lines that they need beside those of PyTorch.
+    """
     chapter = load(name)
     sources = [inspect.getsource(getattr(chapter, part)) for part in parts]
-    return "```python\n" + "\n\n".join([IMPORTS, *sources]) + "```"
+    header = "\n".join([IMPORTS.strip("\n"), *imports, ""])
+    return "```python\n" + "\n\n".join([header, *sources]) + "```"
 
 
 def path(name):
