@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from book_bundle import bundle
 from book_cells import tidy
 from book_first import fill_first
 from book_repository import close_openers
@@ -20,11 +21,11 @@ def finish(app, error):
         before = page.read_text(encoding="utf-8")
         after = fill_first(close_openers(before), page)
         after = fold_card(label_tables(tidy(lighten(after, page, out))))
-        after = TWICE.sub(r"<title>\1</title>", after)
+        after = bundle(TWICE.sub(r"<title>\1</title>", after), page, out)
         if after != before:
             page.write_text(after, encoding="utf-8")
 
 
 def setup(app):
-    app.connect("build-finished", finish)
+    app.connect("build-finished", finish, priority=900)  # the theme writes styles first
     return {"parallel_read_safe": True, "parallel_write_safe": True}

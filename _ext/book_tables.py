@@ -28,14 +28,26 @@ def stackable(table):
 def labelled(found):
     fragment = BeautifulSoup(found[0], "html.parser")
     table = fragment.table
+    name_rows(table)
     if not stackable(table):
-        return found[0]
+        return str(fragment)
     table["class"] = [*table["class"], "stack"]
     heads = [head.get_text(" ", strip=True) for head in table.select("thead th")]
     for row in table.select("tbody tr"):
         for head, cell in zip(heads, row.find_all(["td", "th"], recursive=False)):
             cell["data-label"] = head
     return str(fragment)
+
+
+def name_rows(table):
+    """Where the first column has no name, its cells are the names of the rows."""
+    first = table.select_one("thead th")
+    if first is None or first.get_text(strip=True):
+        return
+    first.name = "td"
+    for row in table.select("tbody tr"):
+        cell = row.find(["td", "th"])
+        cell.name, cell["scope"] = "th", "row"
 
 
 def fold_card(html):

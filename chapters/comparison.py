@@ -16,19 +16,18 @@
 # %% [markdown]
 # # All networks side by side
 #
-# Each chapter has put one network to the test, in its own way. Here all of them meet:
-# the same street scenes, the same number of steps, the same seeds.
+# Each chapter has put one network to the test. Here all of them meet, on the same
+# street scenes, with the same number of steps and the same seeds.
 #
 # **On this page**, {glue:text}`network_count` networks are trained
 # {glue:text}`seed_count` times each, for {glue:text}`steps:,` steps. In so little time
 # none gets ahead of the plainest in mean IoU: an encoder without its layers of stride
 # 32, at output stride 8, classified and scaled up, has {glue:text}`plain_8:.3f` (whole,
 # at stride 32, {glue:text}`plain:.3f`). {glue:text}`second_name` comes next with
-# {glue:text}`second:.3f`, a tie. Below are the costs too: weights, operations, memory
-# and speed. The whole page takes {glue:text}`page_minutes:.0f` minutes on
-# {glue:text}`device`. This ranks networks under these conditions, and nothing else:
-# they share a data set and a recipe, and not all share an encoder, an output stride or
-# a learning rate. The table of settings below says what each has.
+# {glue:text}`second:.3f`, a tie. The whole page takes {glue:text}`page_minutes:.0f`
+# minutes on {glue:text}`device`. This ranks networks under these conditions, and
+# nothing else: not all share an encoder, an output stride or a learning rate (see the
+# table of settings).
 
 # %% tags=["hide-input"]
 # Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.
@@ -100,8 +99,8 @@ if device.type == "cpu":
 # %% [markdown]
 # ## The results
 #
-# What the cells below measure is filled in here when they are done. A click on a head
-# of a column sorts by it; a second one turns the order round.
+# The cells below fill this in. A click on the head of a column sorts by it, a second
+# one the other way.
 
 # %% tags=["hide-input"]
 table_here = display(Markdown("*The table comes when all is trained.*"), display_id=True)
@@ -115,14 +114,13 @@ table_here = display(Markdown("*The table comes when all is trained.*"), display
 # $$
 #
 # Those that none beats are the *Pareto front*. Choose what to pay with and what to get;
-# the front is drawn as a line, and what is not on it is faded. For speeds, more frames
-# a second count as the lower cost.
+# the front is a line, the rest is faded. More frames a second count as the lower cost.
 
 # %% tags=["hide-input"]
 plot_here = display(Markdown("*The plot, too.*"), display_id=True)
 
 # %% [markdown]
-# The frame on which the networks disagree most, as each of them sees it:
+# The frame on which the networks disagree most, as each sees it:
 
 # %% tags=["hide-input"]
 frame_here = display(Markdown("*And the frame.*"), display_id=True)
@@ -130,9 +128,9 @@ frame_here = display(Markdown("*And the frame.*"), display_id=True)
 # %% [markdown]
 # ## The harness
 #
-# Sizes first. Some networks take images of any size, others only multiples of 16, 32
-# or 64. `OnFrames` fills a frame up at the right and below by repeating its edge, and
-# cuts the answer back.
+# Some networks only take images whose sides are multiples of 16, 32 or 64. `OnFrames`
+# fills a frame up at the right and below by repeating its edge, and cuts the answer
+# back.
 
 
 # %% tags=["model"]
@@ -182,14 +180,13 @@ class Plain(nn.Module):
 
 
 # %% [markdown]
-# Then the networks, loaded from their chapters. EfficientNet-Lite0, with its weights
-# from ImageNet, is the encoder of all but two: U-Net has none to exchange, and
-# LinkNet-34 is built on ResNet-34, whose weights would be a download; these two start
-# from random weights. Dilated networks and GCN leave out Lite0's layers of stride 32 on
-# a small machine, as in their chapters, which leaves them with fewer weights than the
-# others. New layers learn four times as fast as the encoder where they are normalised
-# or few, and as fast in the other decoders, as in the chapters; what starts from random
-# weights has one rate for all.
+# Then the networks, from their chapters. EfficientNet-Lite0, with its weights from
+# ImageNet, is the encoder of all but two: U-Net has none to exchange, and weights for
+# the ResNet-34 of LinkNet-34 would be a download. These two start from random weights,
+# with one learning rate. In the others, as in their chapters, new layers learn four
+# times as fast as the encoder where they are normalised or few, and as fast where not.
+# On a small machine, dilated networks and GCN leave out Lite0's layers of stride 32,
+# and so have fewer weights.
 
 # %%
 SIZE = runtime.choose(gpu=(361, 481), cpu=(177, 241), smoke=(65, 97))
@@ -279,14 +276,10 @@ NETWORKS = {
 }  # fmt: skip
 
 # %% [markdown]
-# Most readers will not build a network by hand at work; they take one from a library.
-# So the most used one, `segmentation_models_pytorch`, joins where it is installed,
-# with its own decoders behind its own copy of EfficientNet-Lite0, which gets the same
-# weights and images normalised in the same way. It pads images evenly where the weights
-# were trained with one pixel more at the right and below, so its maps differ a little
-# from ours. To add its rows, run `make install` and `.venv/bin/python -m pip install -r
-# requirements-comparison.txt`, and this page again; a CPU build of PyTorch on Linux
-# needs the torchvision from where it came.
+# The most used library, `segmentation_models_pytorch`, joins where it is installed (the
+# README says how), with its own decoders behind its own EfficientNet-Lite0, on the same
+# weights and normalisation. It pads images evenly where the weights were trained with
+# one pixel more at the right and below, so its maps differ a little from ours.
 
 # %%
 # It asks for the package of In-Place ABN, and would find our chapter of that name.
@@ -325,10 +318,9 @@ glue(library=library, network_count=len(NETWORKS))
 # %% [markdown]
 # {glue:text}`library`
 #
-# Everybody trains by the recipe of the [PSPNet chapter](pspnet), the one of
-# `utils/scenes.py`. A crop is filled up to the next size that a network takes, and what
-# is added costs time and teaches nothing; the last column says by how many times that
-# enlarges it.
+# All train by [the recipe of the streets](start). A crop is filled up to the next size
+# that a network takes, which costs time and teaches nothing; the last column says how
+# many times larger it gets.
 
 # %%
 RECIPE = runtime.choose(
@@ -425,19 +417,17 @@ glue(
 # {glue:text}`steps:,` steps of {glue:text}`batch` crops of {glue:text}`crop_height` by
 # {glue:text}`crop_width` pixels each, scored on whole frames of {glue:text}`height` by
 # {glue:text}`width` from the validation clip, which is seven seconds of a drive that
-# also trains; {glue:text}`train_minutes:.0f` minutes for all of them. *Boundary F1*
-# counts outlines as found within two pixels. These trainings are far shorter than those
-# of the chapters.
+# also trains; {glue:text}`train_minutes:.0f` minutes for all of them.
 #
 # ## What they cost
 #
-# *Weights* are counted. *Operations*, multiplications and additions of one frame, are
-# counted by PyTorch. *Memory* is what a forward pass in float32 keeps for the backward
-# pass, per frame, counted as in the [In-Place ABN chapter](inplace_abn). *Speed* is
-# measured: in each turn every network goes forward and backward once on whole frames,
-# without the optimiser (and without the auxiliary head of PSPNet on the way back), and
-# predicts a batch, so that a busy moment of the machine hits all of them, and the
-# median over the turns counts. Other machines give other ratios, too.
+# *Operations*, multiplications and additions of one frame, are counted by PyTorch.
+# *Memory* is what a forward pass in float32 keeps for the backward pass, per frame,
+# counted as in the [In-Place ABN chapter](inplace_abn). *Speed* is measured in turns:
+# in each, every network goes forward and backward once on whole frames, without the
+# optimiser (and PSPNet without its auxiliary head on the way back), and predicts a
+# batch, so that a busy moment hits all; the median counts. Other machines give other
+# ratios.
 
 
 # %%
@@ -725,10 +715,10 @@ frame_here.update(
 # %% [markdown]
 # ## What shows, and what does not
 #
-# Every seed is a dot; the table has means and ranges over the {glue:text}`seed_count`
-# seeds. That is a first look: so few seeds carry no interval, and two rows whose dots
-# overlap are a tie. A claim about one idea needs two networks that differ in it alone,
-# and more seeds: the chapters have such pairs.
+# Every seed is a dot; the table has means and ranges over {glue:text}`seed_count`
+# seeds. So few carry no interval, and rows whose dots overlap are a tie. A claim about
+# one idea needs two networks that differ in it alone, and more seeds: the chapters have
+# such pairs.
 
 # %%
 fig, (left, right) = plotting.figure(1, 2, 8, 0.26 * len(ranked) + 0.9, sharey=True)
@@ -755,8 +745,8 @@ Markdown(
 # %% [markdown]
 # ## What to choose when
 #
-# The measurements put it in order for this page's conditions; what follows is what we
-# would take from here, and from the chapters.
+# Among the chapters' networks (without the plain rows) that reach nine tenths of the
+# highest mean IoU:
 
 # %% tags=["hide-input"]
 def best_by(column):
@@ -783,41 +773,37 @@ for wish, column in wishes.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Only the chapters' networks stand here, without the plain rows, and only those that
-# reach nine tenths of the highest mean IoU. GCN is light and quick here because its
-# encoder is cut and keeps stride 16. Beyond the table:
+# GCN is light and quick here because its encoder is cut and keeps stride 16. Beyond the
+# table:
 #
 # - Few steps, or few images: begin with an encoder that knows ImageNet. On the whole
 #   encoder, at stride 32, the RefineNets are ahead of plain up-sampling here, the two
 #   TernausNets behind it.
 # - Outlines: [DeepLab v3+](deeplab), which takes a fine map in, has the highest
-#   boundary F1 here, though seeds of others reach its lowest. It is not in the table,
-#   as its mean IoU falls just short of nine tenths.
+#   boundary F1 here, though seeds of others reach its lowest. Its mean IoU falls just
+#   short of nine tenths.
 # - Touching objects that must be counted: a second output
 #   ([TernausNetV2](ternausnetv2)).
 # - Memory is full: [In-Place ABN](inplace_abn) first, smaller crops last.
 #
 # ## What not to conclude
 #
-# - *That these are the networks' best scores.* {glue:text}`steps:,` steps are few, the
-#   frames are small, and no learning rate was tuned. What learns quickly is ahead.
-# - *That a place more or less in the list means something.* Where ranges of seeds
-#   overlap, the order is chance.
-# - *That U-Net or LinkNet are weak.* They start from random weights here, all others
-#   know ImageNet.
+# - *That these are the networks' best scores.* Steps are far fewer than in the
+#   chapters, frames are small, and no learning rate was tuned. What learns quickly is
+#   ahead.
+# - *That U-Net or LinkNet are weak.* They alone start from random weights here.
 # - *That the library's decoders are worse.* They run with their defaults, made for
 #   longer trainings on larger images: its PSPNet leaves the encoder at stride 8, its
-#   DeepLab v3+ spreads kernels by 12, 24 and 36 positions, more than the maps of the
-#   crops have, and gives the first block of a dilated stage the new rate. Its encoder
-#   drops paths at random, and its weights count layers that are not used.
+#   DeepLab v3+ spreads kernels by 12, 24 and 36 positions, more than the crops' maps
+#   have, and gives the first block of a dilated stage the new rate. Its encoder drops
+#   paths at random, and its weights count layers that are not used.
 # - *That large windows do not help.* On crops this small, taps of our DeepLabs' rate 12
 #   and of GCN's long kernels never meet a pixel, and act untrained on whole frames.
 # - *That this holds on your images.* One data set, one camera, eleven classes.
-# - *That operations are speed.* Compare the two columns (exercise 1).
-# - *That a network's idea made the difference.* GCN and the dilated networks leave out
-#   Lite0's layers of stride 32 and keep a finer map, which is ahead here by itself: see
-#   the two plain rows. The light RefineNet is twice as wide as the other, and v3+ has
-#   separable convolutions where v3 has full ones.
+# - *That a network's idea made the difference.* GCN and the dilated networks keep a
+#   finer map, which is ahead here by itself: see the two plain rows. The light
+#   RefineNet is twice as wide as the other, and v3+ has separable convolutions where v3
+#   has full ones.
 #
 # ## Exercises
 #

@@ -24,19 +24,17 @@
 # makes a network for *semantic* segmentation one for *instances*, without boxes or
 # proposals.
 #
-# **On this page**, a network with that second output, trained for
-# {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, finds buildings in two
-# columns of map tiles of Banepa, Nepal, that it has not been trained on. Averaged over
-# mirror images and turns, its mask has an IoU of {glue:text}`iou:.3f`. Of its instances
-# and the true ones, matched at an IoU of one half, the F1 score is {glue:text}`f1:.3f`.
-# The same mask without the second output gives {glue:text}`f1_components:.3f` by its
-# connected pieces, {glue:text}`f1_mask:.3f` by a stricter threshold and
+# **On this page**, a pre-trained EfficientNet-Lite0 with that second output finds
+# buildings in held-out map tiles of Banepa, Nepal. Averaged over mirror images and
+# turns, its mask has an IoU of {glue:text}`iou:.3f`. Of its instances and the true
+# ones, matched at an IoU of one half, the F1 score is {glue:text}`f1:.3f`. Without the
+# second output, the same mask gives {glue:text}`f1_components:.3f` by its connected
+# pieces, {glue:text}`f1_mask:.3f` by a stricter threshold and
 # {glue:text}`f1_thickest:.3f` by a watershed from its thickest places. That is one
-# training. A second network, the paper's encoder made narrow and started from random
-# weights, does no better with the second output than with a stricter threshold, and in
-# short trainings with {glue:text}`seed_count` seeds an advantage over the last two ways
-# is not resolved. The numbers above are of a pre-trained EfficientNet-Lite0, and cannot
-# be laid beside those of the paper.
+# training. In another, of the paper's encoder made narrow, from random weights, the
+# second output does no better than a stricter threshold, and in short trainings with
+# {glue:text}`seed_count` seeds an advantage over the last two ways is not resolved.
+# None of this can be laid beside the paper's numbers.
 #
 # <div class="first-picture"></div>
 #
@@ -148,9 +146,8 @@ if device.type == "cpu":
 # ## The data: tiles and outlines
 #
 # A drone flew over Banepa, and volunteers drew the town's buildings. The images are
-# *tiles* of a web map, and each outline is a list of longitudes and latitudes in
-# GeoJSON, which `utils/data/buildings.py` places on its tile; how, stands further down,
-# under *Out of the page*.
+# *tiles* of a web map, the outlines lists of longitudes and latitudes in GeoJSON, which
+# `utils/data/buildings.py` places on the tiles (how: *Out of the page*, below).
 
 # %%
 SIDE = runtime.choose(gpu=512, cpu=256, smoke=64)  # pixels of a tile
@@ -162,14 +159,13 @@ metres = 40_075_017 * np.cos(np.radians(north)) / 2**tile.zoom / SIDE  # a pixel
 glue(zoom=tile.zoom, centimetres=100 * metres, side=SIDE)
 
 # %% [markdown]
-# The Earth is 40,075,017 metres around, and a circle of latitude is shorter by the
-# cosine, so a pixel of a tile of {glue:text}`side` pixels at zoom {glue:text}`zoom` is
-# {glue:text}`centimetres:.0f` centimetres wide here.
+# At zoom {glue:text}`zoom`, a pixel of a tile of {glue:text}`side` pixels is
+# {glue:text}`centimetres:.0f` centimetres wide here (the Earth's 40,075,017 metres
+# shrink with the cosine of the latitude).
 #
-# **Rasterising** gives each outline a number, and each pixel the number of the outline
-# that covers its centre. We lay all tiles of a split side by side. Then no building is
-# cut where two tiles meet, only at the rim of the whole, and one outline is one
-# building.
+# **Rasterising** gives each pixel the number of the outline that covers its centre. We
+# lay all tiles of a split side by side, so that no building is cut but at the rim of
+# the whole.
 
 
 # %% tags=["model"]
@@ -246,24 +242,21 @@ Markdown(f"{val_set.citation}. {val_set.licence}.")
 # Tiles that touch show the same street, so whole columns are held out:
 # {glue:text}`train_tiles` tiles with {glue:text}`train_buildings:,` buildings for
 # training, {glue:text}`val_tiles` with {glue:text}`val_buildings:,` held out. An
-# outline whose bounding box crosses the line between the two is in both lists, each
-# with the part on its side: {glue:text}`on_the_line` are. No pixel is in both.
-# Buildings cover {glue:text}`covered:.0%` of the tiles held out. Look closely, and
-# outlines sit a little beside some roofs, or join two houses: volunteers draw from
-# other images too, and a drone sees tall houses from the side.
+# outline whose bounding box crosses the line between the two is in both lists
+# ({glue:text}`on_the_line` are), each with the part on its side; no pixel is in both.
+# Buildings cover {glue:text}`covered:.0%` of the tiles held out. Some outlines sit a
+# little beside their roofs, or join two houses (volunteers draw from other images too).
 #
 # ## What goes wrong without it
 #
 # Let a network be perfect: take the *true* mask, and call every connected piece of it
 # a building. How many buildings does that find?
 #
-# To answer, each found instance is compared with each true one by the IoU of their
-# pixels, and the two match if it is above one half. A found instance cannot match two
-# true ones, nor the other way round (exercise 1). With $M$ matches, $F$ false instances
-# and $N$ missed buildings, the score is $F_1 = 2M / (2M + F + N)$. A stricter score
-# counts matches at thresholds of IoU from 0.5 to 0.95 in steps of 0.05 and averages $M
-# / (M + F + N)$ over them. It is the *average precision* of the Data Science Bowl 2018,
-# where the idea of touching borders had won before.
+# A found instance and a true one match if the IoU of their pixels is above one half;
+# neither can match twice (exercise 1). With $M$ matches, $F$ false instances and $N$
+# missed buildings, the score is $F_1 = 2M / (2M + F + N)$. A stricter score, the
+# *average precision* of the Data Science Bowl 2018, is the mean of $M / (M + F + N)$ at
+# thresholds of IoU from 0.5 to 0.95 in steps of 0.05.
 
 
 # %% tags=["model"]
@@ -351,11 +344,10 @@ glue(
 # The true mask falls into {glue:text}`perfect_found:,` pieces (those smaller than
 # {glue:text}`metres_smallest:.1f` square metres left out), for
 # {glue:text}`val_buildings:,` buildings: an F1 of {glue:text}`perfect_f1:.3f` for a
-# network that makes no mistake at all. And a small mistake can cost more: a bridge of
-# one pixel joins two houses. A perfect mask does hold more than its pieces say: where
-# houses touch, it is often narrower than the houses are, if they do not share a whole
-# wall. A watershed from the thickest places uses that, and is the rival that a second
-# output has to beat.
+# network that makes no mistake. And one pixel too many can join two more houses. But
+# the mask says more than its pieces: where houses touch without sharing a whole wall,
+# it is often narrower than they are. A watershed from the thickest places uses that:
+# the rival that a second output has to beat.
 #
 # ## The idea
 #
@@ -370,18 +362,16 @@ glue(
 #
 # Three changes turn a U-Net into TernausNetV2:
 #
-# 1. **The encoder** is WideResNet-38, a residual network with few and wide layers,
-#    with [In-Place ABN](inplace_abn) to save memory.
+# 1. **The encoder** is WideResNet-38, a residual network with few and wide layers, with
+#    [In-Place ABN](inplace_abn) to save memory.
 # 2. **The input** may have more bands than three. The paper's images have eight more,
-#    the multispectral bands of a satellite; some are colours again, others lie in the
-#    infrared.
+#    the multispectral bands of a satellite.
 # 3. **The output** has two channels with a sigmoid each: $m$, whether a pixel is
 #    building, and $t$, whether it lies where two buildings touch or nearly touch.
 #
-# **Touching borders.** Outlines do not come with such a mask; it is made from the
-# numbered buildings. A pixel belongs to it if pixels of *two different* buildings lie
-# within a radius $r$ of it. In a map of numbers that is a comparison of the largest
-# and the smallest number in a disc:
+# **Touching borders** are made from the numbered buildings: a pixel belongs to them if
+# pixels of *two different* buildings lie within a radius $r$ of it. In a map of
+# numbers, the largest and the smallest number in a disc then differ:
 
 
 # %% tags=["model"]
@@ -407,15 +397,12 @@ def touching_borders(instances, radius):
 # m \, (1 - t) > \theta,
 # $$
 #
-# that is, building and no border. (The reference code has one half for $\theta$, and
-# rounds $m$ to zero or one before: $m = 0.6$ and $t = 0.2$ make a seed there and none
-# here.) Pixels of seeds that connect are one seed and get one number. A watershed then
-# floods from all seeds at once, inside the mask ($m$ above one half): each pixel goes
-# to the seed whose flood comes first, and where two floods meet, there is the border.
-# scikit-image has the watershed. It floods low ground first, hence the minus sign in
-# the code: $-m \, (1 - t)$ is lowest inside houses and highest on borders, which floods
-# from both sides reach last. The threshold only decides where floods start; what they
-# may cover is always $m$ above one half.
+# that is, building and no border. (The reference code rounds $m$ to zero or one before,
+# and has one half for $\theta$.) Connected pixels are one seed. A watershed then floods
+# from all seeds at once, inside the mask ($m$ above one half, whatever $\theta$ is):
+# each pixel goes to the seed whose flood comes first. scikit-image floods low ground
+# first, hence the minus sign: $-m \, (1 - t)$ is lowest inside houses and highest on
+# borders, which floods from both sides reach last.
 
 
 # %% tags=["model"]
@@ -431,12 +418,11 @@ def separate(building, touching, seed=0.5, smallest=0):
 
 
 # %% [markdown]
-# How wide should the border be? Give it the *true* mask and the true borders, and see
-# what can be had at best. The first rows are what the true mask alone gives: in
-# connected pieces, and by the watershed from its thickest places, at least so many
-# pixels apart as is best on the columns of training. Each pixel of the mask gets its
-# distance from the nearest ground, the map is smoothed, its peaks are the seeds, and
-# the flood starts at the thickest places.
+# How wide should the border be? Give the watershed the *true* mask and true borders.
+# The first rows of the table are of the mask alone: its connected pieces, and the
+# watershed from its thickest places. There each pixel of the mask gets its distance
+# from the nearest ground, the map is smoothed, and its peaks are the seeds, at least so
+# many pixels apart as is best on the columns of training.
 
 
 # %% tags=["model"]
@@ -487,20 +473,19 @@ Markdown("\n".join(rows))
 # With true borders the watershed is nearly perfect at every width but the largest,
 # which loses a few buildings; the true mask's thickest places reach
 # {glue:text}`thick_f1:.3f`. So the choice depends on what a network can learn, which we
-# have not tried out. We take {glue:text}`radius` pixels to each side, so that borders
-# are about {glue:text}`border_width:.0f` centimetres wide; that makes
-# {glue:text}`border_share:.1%` of all pixels, and allows an F1 of
-# {glue:text}`limit_f1:.3f`. How wide those of the paper are, its code does not tell.
+# have not tried out. We take {glue:text}`radius` pixels to each side, about
+# {glue:text}`border_width:.0f` centimetres in all: {glue:text}`border_share:.1%` of the
+# pixels, and a highest possible F1 of {glue:text}`limit_f1:.3f`. How wide the paper's
+# borders are, its code does not tell.
 #
 # ## Build it
 #
-# The encoder first. An `IdentityResidual` is the block of the [In-Place ABN
-# chapter](inplace_abn), loaded from there: normalisation first, two convolutions, and
-# a short cut. WideResNet-38 {footcite:p}`wu2019wider` has six stages of them behind
-# its first convolution; TernausNetV2 keeps four. `slim` divides all widths. `norm` is
-# In-Place ABN by default, as in an earlier version of the reference code. Its class has
-# plain batch normalisation with leaky ReLU by default now, whose scales keep their
-# sign: that is `norm=PlainABN`. `utils/published.py` says how to load its weights.
+# WideResNet-38 {footcite:p}`wu2019wider` has six stages of blocks behind its first
+# convolution; TernausNetV2 keeps four. The block, `IdentityResidual`, is that of the
+# [In-Place ABN chapter](inplace_abn): normalisation first, two convolutions, and a
+# short cut. `slim` divides all widths. `norm=PlainABN` is plain batch normalisation
+# with leaky ReLU, whose scales keep their sign, now the default of the reference code;
+# `utils/published.py` says how to load its weights.
 
 
 # %% tags=["model"]
@@ -544,9 +529,8 @@ class WideResNet(encoders.Encoder):
 
 
 # %% [markdown]
-# The decoder doubles the size five times. Its up-sampling copies the nearest pixel
-# and lets two convolutions smooth what comes out. (The reference code can take a
-# transposed convolution instead, with a kernel of four and a stride of two.)
+# The decoder doubles the size five times: it copies the nearest pixel and lets two
+# convolutions smooth what comes out.
 
 
 # %% tags=["model"]
@@ -574,10 +558,9 @@ class DecoderBlock(nn.Sequential):
 
 
 # %% [markdown]
-# And the whole. Any encoder of the book fits that gives maps, each half as large as
-# the one before. Below the last map there is one more pooling and one more block, the
-# centre. EfficientNet-Lite0 has no map of the full size, so there the last block
-# doubles too.
+# Any encoder of the book fits whose maps halve in size each time. Below the last map
+# there is one more pooling and one more block, the centre. EfficientNet-Lite0 has no
+# map of the full size, so there the last block doubles too.
 
 
 # %% tags=["model"]
@@ -625,8 +608,8 @@ class TernausNetV2(nn.Module):
 
 # %% [markdown]
 # Images of other sizes are mirrored at their edges up to the next multiple, and the
-# prediction is cut back. The reference code does so too: its tiles of 650 pixels
-# become 672. Mirroring shows the network more town; zeros would show it a grey wall.
+# prediction is cut back, as in the reference code (650 pixels become 672). Zeros would
+# show the network a grey wall.
 
 
 # %% tags=["model"]
@@ -679,10 +662,9 @@ def predict(model, image):
 # %% [markdown]
 # ## Is it right?
 #
-# Where the name comes from: 38 layers with weights, short cuts not counted. One is
-# the first convolution, one the classifier of ImageNet, and a block of the last two
-# stages has three convolutions instead of two. TernausNetV2 leaves out these two
-# stages.
+# The 38 of WideResNet-38 are layers with weights, short cuts left out. The last two
+# stages, a block of three convolutions each, and the classifier of ImageNet are not
+# kept here.
 
 # %%
 def parameters(module):
@@ -720,20 +702,19 @@ glue(
 #
 # ## Train it
 #
-# The reference code has no training. We take the loss of its predecessor TernausNet
-# {footcite:p}`iglovikov2018ternausnet`, for each of the two outputs: binary
-# cross-entropy $H$, and the logarithm of a soft Jaccard index $J$, which is the IoU
-# with probabilities $p$ and targets $y$ in place of sets:
+# The reference code has no training. For each of the two outputs we take the loss of
+# its predecessor TernausNet {footcite:p}`iglovikov2018ternausnet`: binary cross-entropy
+# $H$, and the logarithm of a soft Jaccard index $J$, the IoU with probabilities $p$ and
+# targets $y$ in place of sets:
 #
 # $$
 # L = H - \log J, \qquad
 # J = \frac{\sum_i p_i y_i}{\sum_i p_i + \sum_i y_i - \sum_i p_i y_i}.
 # $$
 #
-# Cross-entropy asks about each pixel by itself. $J$ asks about the whole batch, and a
-# rare class weighs in it as much as a frequent one, which is why we take it.
-# The code adds one to the sum above and to that below, so that $\log J$ exists where a
-# batch has no border.
+# Cross-entropy asks about each pixel by itself, $J$ about the whole batch, where a rare
+# class weighs as much as a frequent one: that is why we take it. The code adds one to
+# numerator and denominator, so that $\log J$ exists where a batch has no border.
 
 
 # %%
@@ -748,11 +729,9 @@ def loss(logits, codes):
 
 
 # %% [markdown]
-# Two networks, side by side. **Slim** is TernausNetV2 with narrower layers, from random
-# weights. **Lite0** has a decoder of the same plan, twice as wide and with one doubling
-# more, behind an EfficientNet-Lite0 that knows ImageNet: what TernausNet had shown
-# before, that a U-Net gains from an encoder with pre-trained weights, with an encoder
-# that every reader has. Town looks the same from every side, so crops are mirrored and
+# **Slim** is TernausNetV2 with narrower layers, from random weights. **Lite0** has a
+# decoder of the same plan, twice as wide and with one doubling more, behind an
+# EfficientNet-Lite0 that knows ImageNet. A town has no up, so crops are mirrored and
 # turned by any angle.
 
 # %%
@@ -886,16 +865,15 @@ glue(
 
 # %% [markdown]
 # {glue:text}`steps:,` steps of {glue:text}`batch` crops of {glue:text}`crop` pixels a
-# side. Lite0 with its decoder has {glue:text}`lite0_parameters:,` parameters; slim,
-# with an encoder divided by {glue:text}`slim_factor`, {glue:text}`slim_parameters:,`;
-# its training took {glue:text}`slim_minutes:.0f` minutes. The weights are those after
-# the last step: there is no third part of the town to choose better ones on.
+# side. Lite0 has {glue:text}`lite0_parameters:,` parameters; slim, with an encoder
+# divided by {glue:text}`slim_factor`, {glue:text}`slim_parameters:,`; its training took
+# {glue:text}`slim_minutes:.0f` minutes. The weights are those after the last step:
+# there is no third part of the town to choose on.
 #
 # ## Look at it
 #
-# From above, a town has no up, so the network may look eight times: at the image, its
-# mirror image, and both turned by quarters. The average of the eight is smoother than
-# each.
+# As a town has no up, predictions of eight views can be averaged: of the image and its
+# mirror image, each turned by quarters.
 
 
 # %% tags=["model"]
@@ -911,12 +889,12 @@ def predict_eight(model, image):
 
 
 # %% [markdown]
-# Seeds need a threshold. The reference code says one half; borders that the network
-# is unsure of are then not cut. We choose it by F1 on the columns of *training*,
-# where the truth is known and may be used. But a stricter threshold also helps a mask
-# without borders, since a mask is unsure between houses too. So that control is in the
-# table: $t$ set to zero, with a threshold of its own, chosen in the same way. And all
-# ways drop instances of fewer than {glue:text}`smallest` pixels.
+# Seeds need a threshold. At one half, as in the reference code, borders that the
+# network is unsure of are not cut; so we choose it by F1 on the columns of *training*.
+# But a stricter threshold also helps a mask without borders, since a mask is unsure
+# between houses too. That control is in the table: $t$ set to zero, with a threshold of
+# its own, chosen in the same way. All ways drop instances of fewer than
+# {glue:text}`smallest` pixels.
 
 # %%
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
@@ -1015,19 +993,18 @@ glue(
 )
 
 # %% [markdown]
-# The mask of Lite0 has an IoU of {glue:text}`iou_once:.3f` in one pass,
-# {glue:text}`iou:.3f` as the average of eight views; that of the slim network
-# {glue:text}`slim_iou:.3f` in one pass. With eight views, seeds above {glue:text}`seed`
-# do best on the columns of training, and give an F1 of {glue:text}`f1:.3f` on those
-# held out, against {glue:text}`f1_mask:.3f` for the mask alone, whose own threshold is
-# {glue:text}`strict_seed` (up to {glue:text}`strictest` were tried), and
-# {glue:text}`f1_thickest:.3f` for the thickest places; in one pass,
-# {glue:text}`f1_once:.3f` against {glue:text}`f1_mask_once:.3f`. The average precision
-# is {glue:text}`ap:.3f`, that of the pieces {glue:text}`ap_components:.3f`. In the slim
-# network borders have {glue:text}`slim_f1:.3f`, and the mask alone a little more. With
-# our rule at one half, the threshold of the reference
-# code (which rounds $m$ first), borders give Lite0 {glue:text}`f1_half:.3f`: seeds leak
-# through gaps in weak borders and join houses.
+# The mask of Lite0 has an IoU of {glue:text}`iou_once:.3f` in one pass and
+# {glue:text}`iou:.3f` with eight views, that of slim {glue:text}`slim_iou:.3f` in one
+# pass. With eight views, borders give an F1 of {glue:text}`f1:.3f` (seeds above
+# {glue:text}`seed`), the mask alone {glue:text}`f1_mask:.3f` (above
+# {glue:text}`strict_seed`; up to {glue:text}`strictest` were tried), the thickest
+# places {glue:text}`f1_thickest:.3f`; in one pass, borders give
+# {glue:text}`f1_once:.3f`, the mask alone {glue:text}`f1_mask_once:.3f`. The average
+# precision with borders is {glue:text}`ap:.3f`, that of the pieces
+# {glue:text}`ap_components:.3f`. In slim, borders have an F1 of
+# {glue:text}`slim_f1:.3f`, the mask alone a little more. With our rule at one half,
+# borders give Lite0 {glue:text}`f1_half:.3f`: seeds leak through gaps in weak borders
+# and join houses.
 
 # %% tags=["hide-input"]
 FATES = {"matched": "#3f76bd", "joins houses": "#c0479a", "part of a house": "#d9a521",
@@ -1086,11 +1063,10 @@ counts = np.bincount(fate, minlength=4)
 glue(matched=counts[0], joining=counts[1], parts=counts[2], others=counts[3])
 
 # %% [markdown]
-# On the left, what the threshold does to F1, on the tiles that train and on those held
-# out: the mask alone does well in a narrow range of strict thresholds, borders in a
-# wide one. On the right, one row of pixels across a wall between two true houses: of
-# all such places, the one whose $t$ is the median. The border found lies beside the
-# wall.
+# On the left, F1 over the threshold: the mask alone does well in a narrow range of
+# strict thresholds, borders in a wide one. On the right, one row of pixels across a
+# wall between two true houses: of all such places, the one whose $t$ is the median. The
+# border found lies beside the wall.
 
 # %% tags=["hide-input"]
 held_out = {
@@ -1130,17 +1106,17 @@ show(
 )
 
 # %% [markdown]
-# It finds {glue:text}`found_count:,` instances where there are
+# Lite0 finds {glue:text}`found_count:,` instances where there are
 # {glue:text}`val_buildings:,` buildings: {glue:text}`matched` match a building,
 # {glue:text}`joining` join several, {glue:text}`parts` lie mostly in one without a
 # match ("part of a house"), and {glue:text}`others` none of these. Those in one house
-# may be pieces of it, or whole and shifted: some outlines sit beside their roofs, and
-# what that costs we have not measured.
+# may be pieces of it, or whole beside a shifted outline; what that costs we have not
+# measured.
 #
 # ### Out of the page
 #
-# To be of use, instances must leave as outlines on the map. Web maps use the projection
-# **Web Mercator**, which turns a longitude $\lambda$ and a latitude $\varphi$ into
+# To be of use, instances must leave as outlines on the map. Web maps use **Web
+# Mercator**, which turns a longitude $\lambda$ and a latitude $\varphi$ into
 # coordinates from 0 to 1 on a square world:
 #
 # $$
@@ -1148,9 +1124,8 @@ show(
 # y = \frac{1}{2} - \frac{\operatorname{arsinh}(\tan \varphi)}{2 \pi}.
 # $$
 #
-# At zoom $z$ the square is cut into $2^z$ by $2^z$ tiles, and a tile's name holds its
-# column, its row and the zoom. Here is the code that places an outline on its tile,
-# and that which takes a pixel back:
+# At zoom $z$ the square is cut into $2^z$ by $2^z$ tiles, named by column, row and
+# zoom. This code places an outline on its tile, and takes a pixel back:
 
 # %% tags=["hide-input"]
 print(inspect.getsource(buildings.to_pixels))
@@ -1161,10 +1136,10 @@ back = buildings.to_degrees(buildings.to_pixels(there, tile), tile)
 assert np.allclose(there, back, atol=1e-10)
 
 # %% [markdown]
-# Each instance is traced along its edge with scikit-image, freed of points that change
-# it by less than half a pixel, taken back to degrees, and written as GeoJSON. The
-# standard (RFC 7946) wants rings closed, the outer one counter-clockwise as seen on the
-# map, holes the other way round.
+# Each instance is traced along its edge, freed of points that change it by less than
+# half a pixel, taken back to degrees, and written as GeoJSON. The standard (RFC 7946)
+# wants rings closed, the outer one counter-clockwise as seen on the map, holes the
+# other way round.
 
 
 # %% tags=["model"]
@@ -1253,9 +1228,8 @@ glue(
 #
 # ### A warning: 255 is not many
 #
-# The reference code's demonstration shows its instances as an image with a palette,
-# and for that casts their numbers to `uint8`. On a tile with a hundred houses nothing
-# happens. Here is what it would do to this page's town:
+# To show its instances with a palette, the reference code's demonstration casts their
+# numbers to `uint8`. To this page's town it would do this:
 
 # %%
 wrapped = separated.astype(np.uint8)
@@ -1272,28 +1246,24 @@ glue(
 )
 
 # %% [markdown]
-# Of {glue:text}`wrapped_found:,` instances, {glue:text}`wrapped_left` numbers are left
-# (the numbers run further than the count, since seeds that were too small left gaps):
+# Of {glue:text}`wrapped_found:,` instances, {glue:text}`wrapped_left` numbers are left:
 # house 257 gets the number of house 1, and {glue:text}`wrapped_gone` whose number is a
 # multiple of 256 become ground. No error, no message. Numbers of things are `int32`.
 #
 # ## Do the claims hold?
 #
-# **The second output** earns its place, if instances from it beat those that the same
-# mask gives without it. The table above has one training of each network; so the short
-# trainings below ask again, with {glue:text}`seed_count` seeds, for both starts. All
-# networks are trained with both outputs: the comparison is about using the second one,
-# not about training with it.
+# **The second output** earns its place if instances from it beat those made without it.
+# Above stands one training of each network; the short ones below ask again, with
+# {glue:text}`seed_count` seeds, for both starts. All are trained with both outputs;
+# only the use of the second one is compared.
 #
 # **Pre-training.** The slim network and Lite0 differ in encoder, width and start, so
-# the table above is no proof. Here Lite0 is trained from random weights too.
+# Lite0 is trained from random weights too.
 #
-# **More bands.** The paper feeds eight multispectral bands beside colour. Our images
-# have none, so only the mechanism can be shown, with a band derived from colour:
-# *excess green*, $(2G - R - B) / (R + G + B)$, high on plants. Filters for the new band
-# start at zero; so the widened network begins as the old one, and learns to use the
-# band if it pays. A function of red, green and blue tells nothing new, so a gain would
-# be a surprise.
+# **More bands.** Our images have no multispectral bands, so only the mechanism can be
+# shown, with a band derived from colour: *excess green*, $(2G - R - B) / (R + G + B)$,
+# high on plants. Filters for the new band start at zero, so the widened network begins
+# as the old one.
 
 # %%
 old = build("lite0").eval()
@@ -1343,11 +1313,10 @@ Markdown(
 
 # %% [markdown]
 # {glue:text}`short_steps` steps with crops of {glue:text}`short_crop` pixels, mean and
-# range of {glue:text}`seed_count` seeds; every threshold was chosen on the columns of
-# training. These networks are far from done: read what follows as a first look. For
-# each claim, as [on the start page](start), the mean difference over seeds that share
-# their batches, with an interval of 95 per cent. Nothing corrects for the number of
-# claims, and an effect within ±{glue:text}`matters` would not matter.
+# range of {glue:text}`seed_count` seeds, thresholds chosen on the columns of training.
+# These networks are far from done: read what follows as a first look. Claims are judged
+# as [on the start page](start); a difference within ±{glue:text}`matters` would not
+# matter.
 
 # %%
 MATTERS = 0.02
@@ -1378,12 +1347,11 @@ def said(claim, ours, column, others, other_column):
 Markdown("\n".join(said(claim, *arms) for claim, arms in claims.items()))
 
 # %% [markdown]
-# The last two are a check: a function of colour adds no information, at best it spares
-# the network some work. Large differences here would cast doubt on the others.
+# The last two are a check: a function of colour adds no information, so a large
+# difference would cast doubt on the others.
 #
-# Move the threshold of the seeds. At a low one, seeds leak through every gap in a
-# border and blocks of houses share a colour. At a high one only the surest places are
-# left: houses get lost, or fall into two.
+# Move the threshold of the seeds. At a low one, seeds leak through gaps and houses
+# join; at a high one, houses get lost or fall apart.
 
 # %% tags=["hide-input"]
 table = held_out["touching borders"]
@@ -1457,14 +1425,13 @@ plotting.explorer(
 #
 # - A second mask for touching borders makes instances out of a semantic network.
 # - The connected pieces of even a perfect mask join houses that share a wall. A
-#   watershed from its thickest places tells many of them apart (F1
-#   {glue:text}`thick_f1:.3f`; with true borders {glue:text}`limit_f1:.3f`).
+#   watershed from its thickest places tells many apart (F1 {glue:text}`thick_f1:.3f`;
+#   with true borders {glue:text}`limit_f1:.3f`).
 # - The second output was ahead of both rivals in one longer training and behind a
-#   stricter threshold in another, which have no interval; over {glue:text}`seed_count`
-#   short ones an advantage was not resolved. What did show there: weights from ImageNet
-#   are ahead, after steps so few that random ones may just be behind.
-# - The threshold of the seeds is worth choosing, where the truth may be used for that.
-# - A projection is two formulas; test them by going there and back.
+#   stricter threshold in another; over {glue:text}`seed_count` short ones an advantage
+#   was not resolved. Weights from ImageNet are ahead there, after steps so few that
+#   random ones may just be behind.
+# - Choose the threshold of the seeds, on the columns of training.
 #
 # ## Exercises
 #
@@ -1500,14 +1467,14 @@ page = without_small(watershed(-building, seeds, mask=building > 0.5), SMALLEST)
 print(f"F1 {scores(page, truth)['f1']:.3f} instead of {chosen['f1']:.3f}")
 
 # %% [markdown]
-# **3. A grey wall.** Cut a square of an odd size out of the image, and predict it
-# once with mirrored edges, once with zeros. Where do the two differ?
+# **3. A grey wall.** Cut a square of an odd size out of the image, and predict it with
+# mirrored edges and with zeros. Where do the two differ?
 
 # %% [markdown]
 # ```{dropdown} Solution
 # Mostly at the edges: the probabilities differ more there than on average. Yet the IoU
-# of this one square is almost the same. Zeros in a normalised image are a grey wall
-# beside the town; how far its influence reaches, print the difference by row.
+# of this one square is almost the same. To see how far the grey wall reaches,
+# print the difference by row.
 # ```
 
 # %% tags=["hide-cell"]

@@ -334,6 +334,14 @@ def test_first_screen_gets_the_picture_that_stands_further_down():
         book_first.fill_first(book_first.PLACE, ROOT / "chapters/gcn.html")
 
 
+def test_a_column_without_a_name_names_its_rows():
+    table = '<table class="table"><thead><tr><th></th><th>Dice</th></tr></thead>'
+    table += "<tbody><tr><td>cell</td><td>0.9</td></tr></tbody></table>"
+    once = book_tables.label_tables(table)
+    assert '<th scope="row">cell</th>' in once and "<td></td>" in once
+    assert book_tables.label_tables(once) == once
+
+
 def test_title_of_the_front_page_is_written_once():
     twice = "<title>The Book &#8212; The Book</title>"
     assert book_pages.TWICE.sub(r"<title>\1</title>", twice) == (
