@@ -342,6 +342,15 @@ def test_a_column_without_a_name_names_its_rows():
     assert book_tables.label_tables(once) == once
 
 
+def test_cells_are_labelled_by_their_own_column():
+    words = "a long cell with more than thirty letters"
+    table = '<table class="table"><thead><tr><th></th><th>Paper</th><th>Ours</th>'
+    table += f"</tr></thead><tbody><tr><td>x</td><td>{words}</td><td>{words}</td>"
+    cells = BeautifulSoup(book_tables.label_tables(table), "html.parser").tbody
+    labels = [cell.get("data-label") for cell in cells.tr.find_all(["th", "td"])]
+    assert labels == ["", "Paper", "Ours"]
+
+
 def test_title_of_the_front_page_is_written_once():
     twice = "<title>The Book &#8212; The Book</title>"
     assert book_pages.TWICE.sub(r"<title>\1</title>", twice) == (
