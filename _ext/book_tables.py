@@ -14,12 +14,13 @@ from bs4 import BeautifulSoup
 CARD = re.compile(
     r'(?<!</summary>)<table class="chapter-card table">.*?</table>', re.S
 )
+HEADS = "thead th, thead td"
 TABLE = re.compile(r'<table class="(?:codes )?table">.*?</table>', re.S)
 
 
 def stackable(table):
     """Whether a table lists codes, or has three columns or more, with words in them."""
-    heads = table.select("thead th, thead td")
+    heads = table.select(HEADS)
     cells = [cell.get_text(" ", strip=True) for cell in table.select("tbody td")]
     long = sum(len(text) > 25 for text in cells)
     return "codes" in table["class"] or (len(heads) >= 3 and 3 * long > len(cells))
@@ -32,7 +33,7 @@ def labelled(found):
     if not stackable(table):
         return str(fragment)
     table["class"] = [*table["class"], "stack"]
-    heads = [head.get_text(" ", strip=True) for head in table.select("thead th, thead td")]
+    heads = [head.get_text(" ", strip=True) for head in table.select(HEADS)]
     for row in table.select("tbody tr"):
         for head, cell in zip(heads, row.find_all(["td", "th"], recursive=False)):
             cell["data-label"] = head

@@ -346,6 +346,7 @@ def test_cells_are_labelled_by_their_own_column():
     words = "a long cell with more than thirty letters"
     table = '<table class="table"><thead><tr><th></th><th>Paper</th><th>Ours</th>'
     table += f"</tr></thead><tbody><tr><td>x</td><td>{words}</td><td>{words}</td>"
+    table += "</tr></tbody></table>"
     cells = BeautifulSoup(book_tables.label_tables(table), "html.parser").tbody
     labels = [cell.get("data-label") for cell in cells.tr.find_all(["th", "td"])]
     assert labels == ["", "Paper", "Ours"]
