@@ -28,7 +28,8 @@
   };
   const start = () => {
     document.body.append(dialog);
-    const figures = ".cell_output img, img.diagram, .diagram img";
+    const figures =
+      ".cell_output img, .first-picture img, img.diagram, .diagram img";
     for (const image of document.querySelectorAll(figures)) {
       if (image.complete && image.naturalWidth) offer(image);
       else image.addEventListener("load", () => offer(image), {once: true});
