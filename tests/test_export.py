@@ -175,7 +175,7 @@ def last_convolution(network, images):
 # Graphs
 
 
-def run(path, image, gates=None):
+def run(path, image, gates=None, fill=None):
     """What onnxruntime makes of a graph, on one thread."""
     import onnxruntime
 
@@ -187,6 +187,8 @@ def run(path, image, gates=None):
     inputs = {"image": image.numpy()}
     if gates is not None:
         inputs["gates"] = np.array(gates, np.float32)
+    if fill is not None:
+        inputs["fill"] = np.array([fill], np.float32)
     (logits,) = session.run(["logits"], inputs)
     return torch.from_numpy(logits)
 
@@ -316,6 +318,41 @@ def test_gates_remove_parts(name, tmp_path):
         gates = np.where(np.arange(len(parts)) == number, 0, 1)
         assert_gives(path, without, image, prepare, gates)
         assert (run(path, image, gates).argmax(1) != whole).float().mean() > 0.01
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_parts_give_way_to_their_means(name, tmp_path):
+    """On the image of which the means are, a constant is left of each part."""
+    network, image, prepare = ready(name)
+    before, path = state_of(network), tmp_path / "graph.onnx"
+    parts = {gate: part for gate, (part, _) in GATED[name].items()}
+    pair = torch.cat([image, image.flip(3)])
+    means = export.part_means(network, parts, pair)
+    export.export(network, image, path, parts, means=means)
+    assert_unchanged(network, before)
+    ones = np.ones(len(parts))
+    for fill in (0, 1):
+        assert torch.equal(run(path, image, ones, fill), run(path, image, ones, 0))
+    for number, (gate, part) in enumerate(parts.items()):
+        gates = np.where(np.arange(len(parts)) == number, 0, 1)
+        constant = means[gate][:, None, None].expand
+        hook = export.attach(network, part, lambda x: constant(*x.shape[1:])[None])
+        with hook, torch.no_grad():
+            expected = network(prepare(image.float() / 255))
+        found = run(path, image, gates, 1)
+        assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+        assert not torch.equal(found, run(path, image, gates, 0))
+
+
+def test_means_are_those_of_all_images(tmp_path):
+    network, image, prepare = ready("DeepLab v3+")
+    images = torch.cat([image, image.flip(2)])
+    found = export.part_means(network, {"early": "low_level"}, images)["early"]
+    with torch.no_grad():
+        early = network.encoder(prepare(images.float() / 255))[network.level]
+        expected = network.low_level(early).mean((0, 2, 3))
+    assert torch.allclose(found, expected, rtol=2e-3, atol=1e-4)
+    assert torch.equal(found, found.half().float())
 
 
 @pytest.mark.parametrize(

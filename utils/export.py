@@ -9,6 +9,8 @@ operations of the ONNX standard alone. Its inputs and its output:
             part's output is multiplied; 1 leaves it alone, 0 removes it. The page
             always sends them: an input with a default is one that onnxruntime-web
             does not let it set
+    fill    float32 (1,), only with means: what comes in place of a removed part, as a
+            multiple of its mean; 0 is nothing, 1 the mean
     logits  float32 (1, K, H, W): softmax, sigmoid or argmax are left to the page
 
 What had to change for it, per network:
@@ -57,7 +59,7 @@ PART = re.compile(r"([\w.]*)(?:\[(\d+)\]|\((\d+)\))?")
 INSIDE = "network."  # what `Live` puts before the names of the state dict
 
 
-def export(model, frame, path, gates=None, prepare=None, weights=None):
+def export(model, frame, path, gates=None, prepare=None, weights=None, means=None):
     """Writes a network as an ONNX graph; returns how often it has each operation.
 
     model: images (1, C', H, W) float32 -> logits (1, K, H, W); a copy is exported, the
@@ -67,7 +69,8 @@ def export(model, frame, path, gates=None, prepare=None, weights=None):
     normalisation of the model's encoder, if it has one of `utils.encoders`.
 
     weights: a file that `save_weights` has made of this model, in the folder of the
-    graph, which then reads them from there and is small.
+    graph, which then reads them from there and is small. means: of each gate's part,
+    the mean of each channel (C,), see `part_means`.
 
     Raises ImportError without the packages; ValueError for another frame or one that
     the model does not take, for a gate on a part that there is not or that has no say
@@ -79,7 +82,7 @@ def export(model, frame, path, gates=None, prepare=None, weights=None):
         shape = tuple(frame.shape)
         raise ValueError(f"a frame is (1, C, H, W) uint8, not {shape} {frame.dtype}")
     check_names(model, gates)
-    live = Live(evaluated(model), prepare or preparation(model), gates).eval()
+    live = Live(evaluated(model), prepare or preparation(model), gates, means).eval()
     graph = convert(live, frame.cpu())
     count = operations(graph)
     if weights is not None:
@@ -115,44 +118,80 @@ def tools():
 class Live(nn.Module):
     """A network as the page calls it: image (1, C, H, W) uint8 -> logits (1, K, H, W).
 
-    gates, in forward: float32 (G,), one for each of the parts.
+    gates, in forward: float32 (G,), one for each of the parts; fill: float32 (1,), with
+    means (name -> (C,) each).
     """
 
-    def __init__(self, network, prepare, gates):
+    def __init__(self, network, prepare, parts, means=None):
         super().__init__()
-        self.network, self.prepare, self.parts = network, prepare, gates
+        self.network, self.prepare, self.parts = network, prepare, parts
+        self.means = nn.ParameterDict()  # under these names in the graph
+        for number, name in enumerate(parts if means else ()):
+            self.means[str(number)] = nn.Parameter(means[name][:, None, None], False)
 
-    def forward(self, image, gates=None):
+    def forward(self, image, gates=None, fill=None):
         with contextlib.ExitStack() as hooks:
             for number, part in enumerate(self.parts.values()):
-                hooks.enter_context(attach(self.network, part, gates[number]))
+                gate = gates[number]
+                off = (1 - gate) * fill * self.means[str(number)] if self.means else 0
+                change = partial(gated, gate, off)
+                hooks.enter_context(attach(self.network, part, change))
             return self.network(self.prepare(image.float() / 255))
 
 
-def attach(network, part, gate):
-    """A hook that multiplies a part of a network by a gate, as a context manager.
+def gated(gate, off, maps):
+    """Maps (B, C, H, W) times a gate, and what comes in their place."""
+    return maps * gate + off
+
+
+def attach(network, part, change):
+    """A hook that changes what a part of a network gives, as a context manager.
 
     part: "aspp.branches.1" for what this submodule gives, "encoder[2]" for one item of
     a list that it gives, "decoder.3(1)" for one of its arguments. Both count from 0.
+    change: maps (B, C, H, W) -> maps.
     """
     path, item, argument = PART.fullmatch(part).groups()
     module = network.get_submodule(path)
     if argument:
         return module.register_forward_pre_hook(
-            lambda _, given: scaled(given, int(argument), gate)
+            lambda _, given: changed(given, int(argument), change)
         )
     if item:
         return module.register_forward_hook(
-            lambda _, given, made: scaled(made, int(item), gate)
+            lambda _, given, made: changed(made, int(item), change)
         )
-    return module.register_forward_hook(lambda _, given, made: made * gate)
+    return module.register_forward_hook(lambda _, given, made: change(made))
 
 
-def scaled(maps, number, gate):
-    """Maps, a list or tuple, where one of them is multiplied by a gate."""
+def changed(maps, number, change):
+    """Maps, a list or tuple, with one of them changed."""
     if number >= len(maps):
         raise ValueError(f"a gate on number {number} of {len(maps)}; they count from 0")
-    return type(maps)(m * gate if k == number else m for k, m in enumerate(maps))
+    return type(maps)(change(m) if k == number else m for k, m in enumerate(maps))
+
+
+@torch.inference_mode()
+def part_means(model, gates, images, prepare=None):
+    """What each gated part gives on average: {name: (C,) float32}.
+
+    images: (N, C, H, W) uint8, one at a time through a copy of the model. Rounded to
+    float16, so that another machine hardly ever finds others.
+    """
+    live = Live(evaluated(model), prepare or preparation(model), {})
+    check_names(model, gates)
+    sums = dict.fromkeys(gates, 0)
+
+    def look(name, maps):
+        sums[name] = sums[name] + maps[0].double().mean((1, 2))
+        return maps
+
+    with contextlib.ExitStack() as hooks:
+        for name, part in gates.items():
+            hooks.enter_context(attach(live.network, part, partial(look, name)))
+        for image in images:
+            live(image[None])
+    return {name: (total / len(images)).half().float() for name, total in sums.items()}
 
 
 def check_names(network, gates):
@@ -169,8 +208,13 @@ def check_effects(live, frame):
     for number, (name, part) in enumerate(live.parts.items()):
         gates = torch.ones(len(live.parts))
         gates[number] = torch.nan
-        if not live(frame, gates).isnan().any():
+        if not live(frame, *controls(live, gates)).isnan().any():
             raise ValueError(f"gate {name!r}: the logits do not depend on {part!r}")
+
+
+def controls(live, gates):
+    """The inputs of a `Live` network beside the image."""
+    return (gates, torch.zeros(1)) if live.means else (gates,)
 
 
 def preparation(model):
@@ -205,7 +249,8 @@ def convert(live, frame):
     _, ir, onnxscript = tools()
     inputs = {"image": frame}
     if live.parts:
-        inputs["gates"] = torch.ones(len(live.parts))
+        given = controls(live, torch.ones(len(live.parts)))
+        inputs |= zip(("gates", "fill"), given)
     with without_grids(), torch.no_grad():
         live(*inputs.values())  # the model's own errors are clearer than the exporter's
         check_effects(live, frame)
