@@ -21,9 +21,10 @@ unexport PYTHONDONTWRITEBYTECODE
 override URL := $(value URL)
 export URL
 
-.PHONY: book serve pdf install test check run record reproduce restamp sync cards repo clean
+.PHONY: book serve pdf install test check run record reproduce restamp export sync \
+  cards repo clean
 
-# OFFLINE=1 puts MathJax and the widgets' scripts into the built pages.
+# OFFLINE=1 puts MathJax and the runtime of the live networks into the built pages.
 book: $(VENV)/book
 	$(if $(OFFLINE),$(BIN)/python tools/vendor.py)
 	SEGBOOK_OFFLINE=$(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going -n
@@ -69,6 +70,11 @@ record reproduce restamp: $(VENV)/reader
 	@test -n "$(CHAPTER)" -a -n "$(RUN)" || \
 	  { echo "Say which: make $@ CHAPTER=unet RUN=main"; exit 2; }
 	$(BIN)/python -m utils.record $@ $(CHAPTER) $(RUN)
+
+# The live network of a chapter: graph, manifest and samples, beside its record.
+export: $(VENV)/developer
+	@test -n "$(CHAPTER)" || { echo "Say which: make export CHAPTER=unet"; exit 2; }
+	$(BIN)/python -m utils.live $(CHAPTER)
 
 # Carries the newer of each pair (.py, .ipynb) over to the other.
 sync: $(VENV)/reader
