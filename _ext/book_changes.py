@@ -11,7 +11,8 @@ def changed_pages(app, env, added, changed, removed):
     if not built.is_file():
         return []
     source = Path(app.srcdir)
-    files = [*source.glob("_static/**/*"), *source.glob("_ext/*.py")]
+    places = "_static/**/*", "_ext/*.py", "results/*/live/*"
+    files = [path for place in places for path in source.glob(place)]
     newest = max(path.stat().st_mtime for path in files)
     return list(env.found_docs) if newest > built.stat().st_mtime else []
 

@@ -1,4 +1,4 @@
-"""Fetches MathJax with npm into .vendor/, for OFFLINE=1.
+"""Fetches MathJax and onnxruntime-web with npm into .vendor/, for OFFLINE=1.
 
 Only what the pages load is kept, in the layout that `_ext/book_scripts.py`
 copies into the built site. Does nothing where they lie there already.
@@ -14,11 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "_ext"))
 
+from book_live import RUNTIME  # noqa: E402
 from book_scripts import MATHJAX, VENDOR  # noqa: E402
 
-# Beside each script, what it loads by itself: fonts and TeX extensions.
+# Beside each script, what it loads by itself: fonts and TeX extensions, WebAssembly.
 KEEP = {
     MATHJAX: ("es5/output/chtml/fonts/woff-v2/", "es5/input/tex/extensions/"),
+    RUNTIME["module"]: (RUNTIME["wasm"].path,),
 }
 
 
@@ -40,7 +42,7 @@ def unpack(archive, script, target):
     with tarfile.open(archive) as tar:
         for member in tar:
             path = Path(target, member.name.removeprefix("package/"))
-            if member.isfile() and member.name.startswith(kept):
+            if member.isfile() and member.name.startswith(kept) and path.suffix != ".map":
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(tar.extractfile(member).read())
 
