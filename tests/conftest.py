@@ -25,7 +25,8 @@ def project_files(root=ROOT):
         folders[:] = [
             name for name in folders if name not in MADE or (inside and name == "data")
         ]
-        yield from (Path(folder, name) for name in names)
+        # In a worktree .git is a file: a copy of it would commit to the book itself.
+        yield from (Path(folder, name) for name in names if name not in MADE)
 
 
 def pages():
