@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,8 +128,9 @@ def write(network):
         write_picture(network, f"sample-{number}.webp", as_picture(frame), alt)
         for number, (frame, alt) in enumerate(zip(frames, network.samples.values()), 1)
     ]
-    logits = run(model, network, frames[0], means)
-    picture = paint(network, frames[0], logits)
+    with Image.open(network.manifest.parent / samples[0]["file"]) as first:
+        frame = letterbox(first, frame_size(network), len(frames[0]))[0]
+    picture = paint(network, frame, run(model, network, frame, means))
     alt = f"Prediction of the network: {next(iter(network.samples.values()))}"
     shown = write_picture(network, "prediction.webp", picture, alt)
     manifest = describe(network, means, samples, shown)
@@ -158,9 +160,7 @@ def write_graph(network, model, means, path):
     height, width = frame_size(network)
     frame = torch.zeros(1, channels(model), height, width, dtype=torch.uint8)
     weights = path.parent / runs.files(network.run)[1].name
-    export.export(
-        model, frame, path, network.gates, network.prepare, weights, means
-    )
+    export.export(model, frame, path, network.gates, network.prepare, weights, means)
 
 
 def frame_size(network):
@@ -169,7 +169,8 @@ def frame_size(network):
 
 def channels(model):
     """Of the images: what the first convolution takes."""
-    return next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+    layers = model.modules()
+    return next(m for m in layers if isinstance(m, torch.nn.Conv2d)).in_channels
 
 
 def describe(network, means, samples, picture):
@@ -271,7 +272,8 @@ def colour(number):
 def paint(network, frame, logits, opacity=0.55, threshold=None):
     """The answer over its frame, (H, W, 3) uint8."""
     if network.output == "softmax":
-        return plotting.overlay(frame, logits.argmax(0), network.module.palette, opacity)
+        palette = network.module.palette
+        return plotting.overlay(frame, logits.argmax(0), palette, opacity)
     threshold = network.threshold if threshold is None else threshold
     found = instances(probability(network, logits), threshold)
     colours = [colour(number) for number in range(1, found.max() + 1)]
@@ -295,6 +297,92 @@ def letterbox(picture, size, channels):
     return pixels, (left, top, width, height)
 
 
+# --- in Jupyter and Colab
+
+
+def widget(network):
+    """A live network for a notebook: pictures, its answer by PyTorch, its switches.
+
+    network: a `Network`, or the name of its chapter. Works with ipywidgets 7 and 8.
+    Raises what `trained` and `read_manifest` do.
+    """
+    import ipywidgets as widgets
+
+    network = find(network) if isinstance(network, str) else network
+    manifest, model = read_manifest(network), trained(network)
+    means, now = means_of(manifest), {}
+    samples = [(sample["alt"], sample["file"]) for sample in manifest["samples"]]
+    choice = widgets.Dropdown(options=samples, description="sample")
+    upload = widgets.FileUpload(accept="image/*", multiple=False)
+    gates = [
+        widgets.Checkbox(value=True, description=label, indent=False)
+        for label in network.gates
+    ]
+    fill = widgets.Dropdown(
+        options=[("nothing", 0.0), ("its average", 1.0)], description="off leaves"
+    )
+    opacity = widgets.FloatSlider(0.55, min=0, max=1, step=0.05, description="opacity")
+    threshold = widgets.FloatSlider(
+        network.threshold, min=0, max=1, step=0.01, description="threshold"
+    )
+    said = widgets.HTML()
+    picture = widgets.Image(format="png", layout={"max_width": "100%"})
+
+    def take(file):
+        try:
+            with Image.open(file) as photo:
+                size = manifest["frame"]
+                now["frame"], now["box"] = letterbox(photo, size, manifest["channels"])
+        except (OSError, SyntaxError, Image.DecompressionBombError):
+            said.value = "This file is no picture that can be read."
+        else:
+            answer()
+
+    def answer(*_):
+        on = [float(gate.value) for gate in gates]
+        begin = time.perf_counter()
+        now["logits"] = run(model, network, now["frame"], means, on, fill.value)
+        seconds = time.perf_counter() - begin
+        said.value = f"Answered in {1000 * seconds:.0f} milliseconds."
+        draw()
+
+    def draw(*_):
+        left, top, width, height = now["box"]
+        answered = now["frame"], now["logits"]
+        shown = paint(network, *answered, opacity.value, threshold.value)
+        file = io.BytesIO()
+        part = np.ascontiguousarray(shown[top : top + height, left : left + width])
+        Image.fromarray(part).save(file, "png")
+        picture.value = file.getvalue()
+
+    def from_upload(change):
+        if change["new"]:
+            take(io.BytesIO(uploaded(change["new"])))
+
+    choice.observe(lambda _: take(network.manifest.parent / choice.value), "value")
+    upload.observe(from_upload, "value")
+    for one in (*gates, fill):
+        one.observe(answer, "value")
+    sliders = [opacity, threshold] if network.output == "sigmoid" else [opacity]
+    for one in sliders:
+        one.observe(draw, "value")
+    take(network.manifest.parent / choice.value)
+    rows = [[choice, upload], [*gates, fill] if gates else [], sliders]
+    wrap = {"flex_flow": "row wrap"}
+    told = f"Trained on {network.domain}; anything else is outside of what it knows."
+    return widgets.VBox(
+        [picture, said, *(widgets.HBox(row, layout=wrap) for row in rows if row),
+         widgets.HTML(f"{told} {manifest['terms']}")]
+    )  # fmt: skip
+
+
+def uploaded(value):
+    """The bytes of the file in an upload: ipywidgets 8 has a tuple of files, 7 a dict
+    of them by name."""
+    files = value.values() if isinstance(value, dict) else value
+    return bytes(list(files)[-1]["content"])
+
+
 # --- the command
 
 
@@ -311,7 +399,7 @@ def main(arguments):
         return 1
     size = manifest["graph"]["bytes"] + manifest["weights"]["bytes"]
     print(f"{network.graph} and {network.manifest}: {size / 1e6:.1f} MB")
-    print("The page has to be run again if its cells have changed; make book copies it.")
+    print("make book copies them. If a cell of the page has changed, run it again.")
     return 0
 
 
