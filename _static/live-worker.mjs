@@ -19,7 +19,7 @@ const reason = async url => {
   const there = await fetch(url, {method: "HEAD", cache: "no-store"}).catch(() => ({}));
   return there.ok
     ? `${url} is not the file that belongs to this book: its hash is another. It was ` +
-      "not used."
+        "not used."
     : `${url} could not be fetched: is there a network?`;
 };
 
@@ -33,7 +33,11 @@ const start = async runtime => {
 };
 
 const load = async ({name, graph, weights, runtime}) => {
-  const [model, data] = await Promise.all([get(graph), get(weights), ort || start(runtime)]);
+  const [model, data] = await Promise.all([
+    get(graph),
+    get(weights),
+    ort || start(runtime),
+  ]);
   const externalData = [{path: weights.file, data}];
   const options = {executionProviders: ["wasm"], externalData};
   sessions.set(name, await ort.InferenceSession.create(model, options));
@@ -50,11 +54,14 @@ const run = async ({name, image, shape, gates, fill, thing}) => {
   const begin = performance.now();
   const {logits} = await sessions.get(name).run(feeds);
   const milliseconds = performance.now() - begin;
-  const [, classes] = logits.dims, values = logits.data;
-  const size = values.length / classes, labels = new Uint8Array(size);
+  const [, classes] = logits.dims,
+    values = logits.data;
+  const size = values.length / classes,
+    labels = new Uint8Array(size);
   const probability = new Float32Array(size);
   for (let i = 0; i < size; i++) {
-    let best = 0, sum = 0;
+    let best = 0,
+      sum = 0;
     for (let k = 1; k < classes; k++)
       if (values[k * size + i] > values[best * size + i]) best = k;
     const chosen = thing < 0 ? best : Math.min(thing, classes - 1);
@@ -70,8 +77,10 @@ const run = async ({name, image, shape, gates, fill, thing}) => {
 const actions = {load, run};
 onmessage = async ({data}) => {
   try {
-    const result = await actions[data.action](data) ?? {};
-    const moved = Object.values(result).filter(ArrayBuffer.isView).map(v => v.buffer);
+    const result = (await actions[data.action](data)) ?? {};
+    const moved = Object.values(result)
+      .filter(ArrayBuffer.isView)
+      .map(v => v.buffer);
     postMessage({id: data.id, result}, moved);
   } catch (error) {
     // The runtime throws numbers, too, when its memory is full.

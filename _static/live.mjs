@@ -12,7 +12,8 @@ const SIDE = 1600; // of a photo, at most, in pixels
 /* Pixels above a threshold that hang together by their sides: their numbers, from 1 in
    the order of first pixels, as skimage.measure.label counts. */
 export const instances = (probability, width, threshold) => {
-  const numbers = new Int32Array(probability.length), parents = [0];
+  const numbers = new Int32Array(probability.length),
+    parents = [0];
   const level = Math.fround(threshold); // as numpy compares float32
   const root = k => {
     while (parents[k] !== k) k = parents[k] = parents[parents[k]];
@@ -35,21 +36,26 @@ export const instances = (probability, width, threshold) => {
 
 /* Of an instance: hues that go round by the golden angle, as utils/live.py has them. */
 const hue = number => {
-  const h = number * 137.508 % 360, a = 0.65 * 0.4;
-  const part = n => 0.6 - a * Math.max(-1, Math.min((n + h / 30) % 12 - 3,
-    9 - (n + h / 30) % 12, 1));
+  const h = (number * 137.508) % 360,
+    a = 0.65 * 0.4;
+  const part = n =>
+    0.6 -
+    a * Math.max(-1, Math.min(((n + h / 30) % 12) - 3, 9 - ((n + h / 30) % 12), 1));
   return [part(0), part(8), part(4)].map(v => Math.round(255 * v));
 };
 
 /* Numbers as a PNG that keeps them: indices of a palette, or grey of 16 bits. */
 export const png = async (numbers, width, palette) => {
-  const height = numbers.length / width, size = palette ? 1 : 2;
+  const height = numbers.length / width,
+    size = palette ? 1 : 2;
   const rows = new DataView(new ArrayBuffer(height * (1 + size * width)));
   numbers.forEach((value, i) => {
     const at = Math.floor(i / width) * (1 + size * width) + 1 + size * (i % width);
     size === 1 ? rows.setUint8(at, value) : rows.setUint16(at, value);
   });
-  const packing = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
+  const packing = new Blob([rows])
+    .stream()
+    .pipeThrough(new CompressionStream("deflate"));
   const packed = await new Response(packing).arrayBuffer();
   const head = new DataView(new ArrayBuffer(13));
   head.setUint32(0, width);
@@ -64,16 +70,21 @@ export const png = async (numbers, width, palette) => {
     let crc = -1;
     for (const byte of bytes.subarray(4, -4)) {
       crc ^= byte;
-      for (let k = 0; k < 8; k++) crc = crc >>> 1 ^ (crc & 1 ? 0xedb88320 : 0);
+      for (let k = 0; k < 8; k++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
     }
     all.setInt32(bytes.length - 4, ~crc);
     return all;
   };
-  return new Blob([
-    Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10), chunk("IHDR", head.buffer),
-    ...palette ? [chunk("PLTE", Uint8Array.from(palette.flat()).buffer)] : [],
-    chunk("IDAT", packed), chunk("IEND", new ArrayBuffer(0)),
-  ], {type: "image/png"});
+  return new Blob(
+    [
+      Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10),
+      chunk("IHDR", head.buffer),
+      ...(palette ? [chunk("PLTE", Uint8Array.from(palette.flat()).buffer)] : []),
+      chunk("IDAT", packed),
+      chunk("IEND", new ArrayBuffer(0)),
+    ],
+    {type: "image/png"},
+  );
 };
 
 const blank = (width, height) =>
@@ -84,7 +95,7 @@ const fit = (photo, [height, width]) => {
   const scale = Math.min(width / photo.width, height / photo.height);
   const w = Math.max(1, Math.round(photo.width * scale));
   const h = Math.max(1, Math.round(photo.height * scale));
-  return {left: width - w >> 1, top: height - h >> 1, width: w, height: h};
+  return {left: (width - w) >> 1, top: (height - h) >> 1, width: w, height: h};
 };
 
 /* A photo in a frame, as bytes (C, H, W). */
@@ -94,13 +105,15 @@ const pixels = (photo, box, {frame: [height, width], channels, margin}) => {
   paint.fillRect(0, 0, width, height);
   paint.imageSmoothingQuality = "high";
   paint.drawImage(photo, box.left, box.top, box.width, box.height);
-  const {data} = paint.getImageData(0, 0, width, height), size = width * height;
+  const {data} = paint.getImageData(0, 0, width, height),
+    size = width * height;
   const bytes = new Uint8Array(channels * size);
   for (let i = 0, k = 0; i < size; i++, k += 4)
-    if (channels === 3)
-      for (let c = 0; c < 3; c++) bytes[c * size + i] = data[k + c];
-    else // grey, as Pillow has it
-      bytes[i] = 19595 * data[k] + 38470 * data[k + 1] + 7471 * data[k + 2] + 32768 >> 16;
+    if (channels === 3) for (let c = 0; c < 3; c++) bytes[c * size + i] = data[k + c];
+    else
+      // grey, as Pillow has it
+      bytes[i] =
+        (19595 * data[k] + 38470 * data[k + 1] + 7471 * data[k + 2] + 32768) >> 16;
   return bytes;
 };
 
@@ -109,7 +122,9 @@ const pixels = (photo, box, {frame: [height, width], channels, margin}) => {
 const make = (tag, properties = {}, ...children) => {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(properties))
-    key in element && key !== "role" ? element[key] = value : element.setAttribute(key, value);
+    key in element && key !== "role"
+      ? (element[key] = value)
+      : element.setAttribute(key, value);
   element.append(...children);
   return element;
 };
@@ -175,8 +190,17 @@ class Live extends HTMLElement {
     this.root.append(
       make("style", {textContent: STYLE}),
       make("slot", {name: "picture"}),
-      make("div", {className: "foot"}, make("slot"), make("div", {className: "go"},
-        this.go, "It runs in your browser; no picture leaves your machine.")),
+      make(
+        "div",
+        {className: "foot"},
+        make("slot"),
+        make(
+          "div",
+          {className: "go"},
+          this.go,
+          "It runs in your browser; no picture leaves your machine.",
+        ),
+      ),
       this.said,
     );
   }
@@ -190,17 +214,19 @@ class Live extends HTMLElement {
   fail(error) {
     const text = error.message ?? String(error);
     const memory = /memory|bad_alloc|allocat|^error \d+/i.test(text);
-    this.say(memory
-      ? "There is not enough memory here for this network. Its frame is fixed, so a " +
-        `smaller picture would not help; closing other pages may. (${text})`
-      : text);
+    this.say(
+      memory
+        ? "There is not enough memory here for this network. Its frame is fixed, so " +
+            `a smaller picture would not help; closing other pages may. (${text})`
+        : text,
+    );
   }
 
-  ask(action, what, moved = []) {
-    const id = this.asked = (this.asked ?? 0) + 1;
+  ask(action, what) {
+    const id = (this.asked = (this.asked ?? 0) + 1);
     return new Promise((done, never) => {
       this.waiting.set(id, {done, never});
-      this.worker.postMessage({id, action, ...what}, moved);
+      this.worker.postMessage({id, action, ...what});
     });
   }
 
@@ -215,8 +241,9 @@ class Live extends HTMLElement {
     };
     this.worker.onerror = event => {
       event.preventDefault();
+      const why = event.message ?? "it could not be fetched";
       for (const {never} of this.waiting.values())
-        never(new Error(`The network's worker stopped: ${event.message ?? "it could not be fetched"}.`));
+        never(new Error(`The network's worker stopped: ${why}.`));
       this.waiting.clear();
     };
   }
@@ -225,28 +252,41 @@ class Live extends HTMLElement {
     this.go.disabled = true;
     try {
       if (typeof WebAssembly !== "object")
-        throw new Error("This browser has no WebAssembly, or it is switched off: the network cannot run here.");
+        throw new Error(
+          "This browser has no WebAssembly, or it is switched off: the network " +
+            "cannot run here.",
+        );
       this.say("Fetching the network and what runs it…");
       const json = async path => {
         const answer = await fetch(new URL(path, PLACE)).catch(() => ({}));
-        if (!answer.ok) throw new Error(`${path} could not be fetched: is there a network?`);
+        if (!answer.ok)
+          throw new Error(`${path} could not be fetched: is there a network?`);
         return answer.json();
       };
-      const names = [this.getAttribute("name"), this.getAttribute("beside")].filter(Boolean);
+      const names = ["name", "beside"]
+        .map(key => this.getAttribute(key))
+        .filter(Boolean);
       const runtime = await json("runtime.json");
-      for (const file of Object.values(runtime)) file.url = new URL(file.url, PLACE).href;
+      for (const file of Object.values(runtime))
+        file.url = new URL(file.url, PLACE).href;
       this.open();
-      this.panes = [];
+      const panes = [];
       for (const name of names) {
-        const known = this.panes.find(pane => pane.name === name);
-        const manifest = known?.manifest ?? await json(`${name}/main.json`);
+        const known = panes.find(pane => pane.name === name);
+        const manifest = known?.manifest ?? (await json(`${name}/main.json`));
         const at = new URL(`${name}/`, PLACE);
         const whole = file => ({...file, url: new URL(file.file, at).href});
         const {graph, weights} = manifest;
         if (!known)
-          await this.ask("load", {name, graph: whole(graph), weights: whole(weights), runtime});
-        this.panes.push({name, manifest, at, gates: manifest.gates.map(() => 1), fill: 0});
+          await this.ask("load", {
+            name,
+            graph: whole(graph),
+            weights: whole(weights),
+            runtime,
+          });
+        panes.push({name, manifest, at, gates: manifest.gates.map(() => 1), fill: 0});
       }
+      this.panes = panes;
       await this.show();
     } catch (error) {
       this.worker?.terminate();
@@ -257,51 +297,117 @@ class Live extends HTMLElement {
 
   /* Everything there is to see, once the network is there. */
   async show() {
-    const {manifest, at} = this.panes[0], {classes, thing, output} = manifest;
+    const {manifest, at} = this.panes[0];
+    const {classes, thing, output} = manifest;
     this.manifest = manifest;
     this.single = output === "sigmoid"; // one class, with instances
     this.off = new Set();
     this.opacity = 0.55;
     this.threshold = manifest.threshold;
-    const thumbs = await Promise.all(manifest.samples.map(async sample => {
-      const picture = make("img", {alt: sample.alt, width: sample.width, height: sample.height,
-        src: new URL(sample.file, at)});
-      await picture.decode();
-      return button(picture, () => this.take(picture), {className: "thumb", "aria-pressed": false});
-    }));
+    const thumbs = await Promise.all(
+      manifest.samples.map(async sample => {
+        const picture = make("img", {
+          alt: sample.alt,
+          width: sample.width,
+          height: sample.height,
+          src: new URL(sample.file, at),
+        });
+        await picture.decode();
+        return button(picture, () => this.take(picture), {
+          className: "thumb",
+          "aria-pressed": false,
+        });
+      }),
+    );
     this.thumbs = thumbs;
-    const file = make("input", {type: "file", accept: "image/*",
-      onchange: () => { this.read(file.files[0]); file.value = ""; }});
-    const stage = make("div", {className: this.panes.length > 1 ? "panes two" : "panes"},
-      ...this.panes.map((pane, k) => this.pane(pane, k)));
+    const file = make("input", {
+      type: "file",
+      accept: "image/*",
+      onchange: () => {
+        this.read(file.files[0]);
+        file.value = "";
+      },
+    });
+    const stage = make(
+      "div",
+      {className: this.panes.length > 1 ? "panes two" : "panes"},
+      ...this.panes.map((pane, k) => this.pane(pane, k)),
+    );
     this.probe = make("output", {"aria-live": "off"});
-    this.hint = "Point at the picture, or use the arrow keys on it, for class and probability.";
-    const shown = this.single ? [{...classes[thing], number: thing}]
+    this.hint =
+      "Point at the picture, or use the arrow keys on it, for class and probability.";
+    const shown = this.single
+      ? [{...classes[thing], number: thing}]
       : classes.map((one, number) => ({...one, number}));
-    this.legend = make("fieldset", {}, make("legend", {}, "Classes"),
-      ...shown.map(one => this.entry(one)));
+    this.legend = make(
+      "fieldset",
+      {},
+      make("legend", {}, "Classes"),
+      ...shown.map(one => this.entry(one)),
+    );
     const slide = (text, key) => {
       const value = make("span", {}, String(this[key]));
-      return make("label", {}, text, make("input", {type: "range", min: 0, max: 1,
-        step: 0.01, value: this[key], oninput: event => {
-          this[key] = Number(event.target.value);
-          value.textContent = this[key];
-          this.panes.forEach(pane => this.draw(pane, key === "threshold"));
-        }}), value);
+      return make(
+        "label",
+        {},
+        text,
+        make("input", {
+          type: "range",
+          min: 0,
+          max: 1,
+          step: 0.01,
+          value: this[key],
+          oninput: event => {
+            this[key] = Number(event.target.value);
+            value.textContent = this[key];
+            this.panes.forEach(pane => this.draw(pane, key === "threshold"));
+          },
+        }),
+        value,
+      );
     };
-    this.live = make("section", {"aria-label": `Live network: ${manifest.title}`}, stage,
-      this.probe, this.said,
-      make("div", {className: "row", role: "group", "aria-label": "Pictures"}, ...thumbs,
+    this.live = make(
+      "section",
+      {"aria-label": `Live network: ${manifest.title}`},
+      stage,
+      this.probe,
+      this.said,
+      make(
+        "div",
+        {className: "row", role: "group", "aria-label": "Pictures"},
+        ...thumbs,
         make("label", {className: "file"}, "Your picture", file),
-        ...navigator.mediaDevices?.getUserMedia ? [button("Camera", () => this.film(stage))] : []),
-      make("div", {className: "row"}, slide("Opacity", "opacity"),
-        ...this.single ? [slide("Threshold", "threshold")] : [],
-        ...this.panes.map(pane => button(`Save ${this.panes.length > 1 ? pane.title[0] :
-          this.single ? "the instances" : "the classes"}`, () => this.save(pane)))),
+        ...(navigator.mediaDevices?.getUserMedia
+          ? [button("Camera", () => this.film(stage))]
+          : []),
+      ),
+      make(
+        "div",
+        {className: "row"},
+        slide("Opacity", "opacity"),
+        ...(this.single ? [slide("Threshold", "threshold")] : []),
+        ...this.panes.map(pane =>
+          button(
+            `Save ${
+              this.panes.length > 1
+                ? pane.title[0]
+                : this.single
+                  ? "the instances"
+                  : "the classes"
+            }`,
+            () => this.save(pane),
+          ),
+        ),
+      ),
       this.legend,
-      make("p", {className: "small"}, `Trained on ${manifest.domain}; anything else is ` +
-        "outside of what it knows. Nothing leaves your machine. Drop or paste a picture, " +
-        "too. " + manifest.terms));
+      make(
+        "p",
+        {className: "small"},
+        `Trained on ${manifest.domain}; anything else is outside of what it knows. ` +
+          "Nothing leaves your machine. Drop or paste a picture, too. " +
+          manifest.terms,
+      ),
+    );
     this.root.replaceChildren(this.root.firstChild, this.live);
     this.receive(stage);
     await this.take(thumbs[0].firstChild);
@@ -309,38 +415,89 @@ class Live extends HTMLElement {
 
   /* The place of one answer: its picture and its switches. */
   pane(pane, number) {
-    const {manifest} = pane, several = this.panes.length > 1;
+    const {manifest} = pane,
+      several = this.panes.length > 1;
     pane.title = several ? `${"AB"[number]}: ${manifest.title}` : manifest.title;
-    pane.canvas = make("canvas", {tabIndex: 0, role: "application", "aria-label":
-      `${pane.title}: the picture under its classes. Arrow keys name a pixel.`});
+    pane.canvas = make("canvas", {
+      tabIndex: 0,
+      role: "application",
+      "aria-label": `${pane.title}: the answer on the picture. Arrow keys name pixels.`,
+    });
     pane.canvas.onpointermove = event => this.point(pane, event);
     pane.canvas.onpointerdown = event => this.point(pane, event);
     pane.canvas.onkeydown = event => this.step(pane, event);
-    const again = () => { pane.stale = true; this.answer(); };
-    const switches = manifest.gates.map(({label}, k) => make("label", {},
-      make("input", {type: "checkbox", checked: true, onchange: event => {
-        pane.gates[k] = Number(event.target.checked);
-        again();
-      }}), label));
-    const choice = make("select", {onchange: () => {
-      pane.fill = choice.selectedIndex;
-      if (pane.gates.includes(0)) again();
-    }}, make("option", {}, "nothing"), make("option", {}, "its average"));
-    return make("div", {className: "pane"}, ...several ? [make("strong", {}, pane.title)] : [],
+    const again = () => {
+      pane.stale = true;
+      this.answer();
+    };
+    const switches = manifest.gates.map(({label}, k) =>
+      make(
+        "label",
+        {},
+        make("input", {
+          type: "checkbox",
+          checked: true,
+          onchange: event => {
+            pane.gates[k] = Number(event.target.checked);
+            again();
+          },
+        }),
+        label,
+      ),
+    );
+    const choice = make(
+      "select",
+      {
+        onchange: () => {
+          pane.fill = choice.selectedIndex;
+          if (pane.gates.includes(0)) again();
+        },
+      },
+      make("option", {}, "nothing"),
+      make("option", {}, "its average"),
+    );
+    return make(
+      "div",
+      {className: "pane"},
+      ...(several ? [make("strong", {}, pane.title)] : []),
       pane.canvas,
-      ...switches.length ? [make("fieldset", {}, make("legend", {}, "The paper's parts"),
-        ...switches, make("label", {}, "off leaves", choice))] : []);
+      ...(switches.length
+        ? [
+            make(
+              "fieldset",
+              {},
+              make("legend", {}, "The paper's parts"),
+              ...switches,
+              make("label", {}, "off leaves", choice),
+            ),
+          ]
+        : []),
+    );
   }
 
   entry({name, colour, number}) {
     const share = make("span", {className: "small"});
     share.dataset.number = number;
-    return make("label", {}, make("input", {type: "checkbox", checked: true, onchange: event => {
-      this.off[event.target.checked ? "delete" : "add"](number);
-      this.panes.forEach(pane => this.draw(pane, true));
-    }}), make("span", {className: "swatch", style: this.single
-      ? "background: linear-gradient(90deg, #db5757, #57db99, #5776db)"
-      : `background: rgb(${colour})`}), name, share);
+    return make(
+      "label",
+      {},
+      make("input", {
+        type: "checkbox",
+        checked: true,
+        onchange: event => {
+          this.off[event.target.checked ? "delete" : "add"](number);
+          this.panes.forEach(pane => this.draw(pane, true));
+        },
+      }),
+      make("span", {
+        className: "swatch",
+        style: this.single
+          ? "background: linear-gradient(90deg, #db5757, #57db99, #5776db)"
+          : `background: rgb(${colour})`,
+      }),
+      name,
+      share,
+    );
   }
 
   /* --- pictures --- */
@@ -351,11 +508,18 @@ class Live extends HTMLElement {
       stage.classList.toggle("drop", event.type === "dragover");
     };
     stage.ondragover = stage.ondragleave = over;
-    stage.ondrop = event => { over(event); this.read(event.dataTransfer.files[0]); };
-    this.live.onpointerdown = this.live.onfocusin = () => { Live.latest = this; };
+    stage.ondrop = event => {
+      over(event);
+      this.read(event.dataTransfer.files[0]);
+    };
+    this.live.onpointerdown = this.live.onfocusin = () => {
+      Live.latest = this;
+    };
     Live.latest ??= this;
     document.addEventListener("paste", event => {
-      const picture = [...event.clipboardData.files].find(f => f.type.startsWith("image/"));
+      const picture = [...event.clipboardData.files].find(f =>
+        f.type.startsWith("image/"),
+      );
       if (picture && Live.latest === this) this.read(picture);
     });
   }
@@ -370,7 +534,9 @@ class Live extends HTMLElement {
   async film(stage) {
     let stream;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
+      stream = await navigator.mediaDevices.getUserMedia({
+        video: {facingMode: "environment"},
+      });
     } catch {
       this.say("There is no camera, or the browser may not use it.");
       return;
@@ -381,12 +547,21 @@ class Live extends HTMLElement {
       box.remove();
       stage.hidden = false;
     };
-    const box = make("div", {className: "panes"}, video, make("div", {className: "row"},
-      button("Take the picture", async () => {
-        const picture = await createImageBitmap(video);
-        stop();
-        this.take(picture);
-      }), button("Cancel", stop)));
+    const box = make(
+      "div",
+      {className: "panes"},
+      video,
+      make(
+        "div",
+        {className: "row"},
+        button("Take the picture", async () => {
+          const picture = await createImageBitmap(video);
+          stop();
+          this.take(picture);
+        }),
+        button("Cancel", stop),
+      ),
+    );
     stage.hidden = true;
     stage.before(box);
     await video.play();
@@ -400,7 +575,10 @@ class Live extends HTMLElement {
     const wide = picture.naturalWidth ?? picture.width;
     const high = picture.naturalHeight ?? picture.height;
     const scale = Math.min(1, SIDE / Math.max(wide, high));
-    this.photo = blank(Math.max(1, Math.round(wide * scale)), Math.max(1, Math.round(high * scale)));
+    this.photo = blank(
+      Math.max(1, Math.round(wide * scale)),
+      Math.max(1, Math.round(high * scale)),
+    );
     const paint = this.photo.getContext("2d");
     paint.fillStyle = "white"; // behind what is transparent
     paint.fillRect(0, 0, this.photo.width, this.photo.height);
@@ -426,7 +604,7 @@ class Live extends HTMLElement {
     if (this.busy) return;
     this.busy = true;
     try {
-      for (let pane; pane = this.panes.find(one => one.stale);) {
+      for (let pane; (pane = this.panes.find(one => one.stale));) {
         const {name, manifest, gates, fill, image} = pane;
         pane.stale = false;
         this.say("The network is running…");
@@ -447,19 +625,26 @@ class Live extends HTMLElement {
 
   /* The picture under the answer; afresh: the answer or what is shown of it changed. */
   draw(pane, afresh = false) {
-    const {canvas, box, manifest, result} = pane, [, width] = manifest.frame;
+    const {canvas, box, manifest, result} = pane,
+      [, width] = manifest.frame;
     if (result && afresh) {
       if (this.single)
         Object.assign(result, instances(result.probability, width, this.threshold));
       const values = this.single ? result.numbers : result.labels;
       const cover = new ImageData(width, values.length / width);
       const [colours, hidden] = this.single
-        ? [[[], ...Array.from({length: result.count}, (_, k) => hue(k + 1))],
-          k => !k || this.off.size]
+        ? [
+            [[], ...Array.from({length: result.count}, (_, k) => hue(k + 1))],
+            k => !k || this.off.size,
+          ]
         : [manifest.classes.map(one => one.colour), k => this.off.has(k)];
-      const ink = colours.map(([r, g, b], k) => hidden(k) ? 0 : 255 << 24 | b << 16 | g << 8 | r);
+      const ink = colours.map(([r, g, b], k) =>
+        hidden(k) ? 0 : (255 << 24) | (b << 16) | (g << 8) | r,
+      );
       const painted = new Int32Array(cover.data.buffer);
-      values.forEach((value, i) => { painted[i] = ink[value]; });
+      values.forEach((value, i) => {
+        painted[i] = ink[value];
+      });
       pane.cover = blank(cover.width, cover.height);
       pane.cover.getContext("2d").putImageData(cover, 0, 0);
       this.count(pane);
@@ -471,15 +656,28 @@ class Live extends HTMLElement {
     if (result) {
       paint.globalAlpha = this.opacity;
       paint.imageSmoothingEnabled = false;
-      paint.drawImage(pane.cover, box.left, box.top, box.width, box.height, 0, 0,
-        canvas.width, canvas.height);
+      paint.drawImage(
+        pane.cover,
+        box.left,
+        box.top,
+        box.width,
+        box.height,
+        0,
+        0,
+        canvas.width,
+        canvas.height,
+      );
     }
     if (pane.cursor) {
-      const [x, y] = pane.cursor, r = canvas.width / 60;
+      const [x, y] = pane.cursor,
+        r = canvas.width / 60;
       paint.globalAlpha = 1;
-      for (const [colour, line] of [["white", 5], ["black", 2]]) {
+      for (const [colour, line] of [
+        ["white", 5],
+        ["black", 2],
+      ]) {
         paint.strokeStyle = colour;
-        paint.lineWidth = line * canvas.width / 640;
+        paint.lineWidth = (line * canvas.width) / 640;
         paint.beginPath();
         paint.arc(x, y, r, 0, 7);
         paint.stroke();
@@ -489,7 +687,8 @@ class Live extends HTMLElement {
 
   /* How much of the photo each class has, in each answer. */
   count(pane) {
-    const inside = this.mask(pane), {classes, thing} = pane.manifest;
+    const inside = this.mask(pane),
+      {classes, thing} = pane.manifest;
     const counts = classes.map(() => 0);
     for (const value of inside)
       if (!this.single) counts[value]++;
@@ -497,7 +696,8 @@ class Live extends HTMLElement {
     pane.shares = counts.map(count => count / inside.length);
     const answered = this.panes.filter(one => one.shares);
     for (const share of this.legend.querySelectorAll(".small"))
-      share.textContent = answered.map(one => percent(one.shares[share.dataset.number]))
+      share.textContent = answered
+        .map(one => percent(one.shares[share.dataset.number]))
         .join(" / ");
   }
 
@@ -507,9 +707,12 @@ class Live extends HTMLElement {
     const each = this.panes.map(({manifest, result, shares}) => {
       const time = `${Math.round(result.milliseconds)} milliseconds`;
       if (this.single) return `${time}: ${result.count} instances`;
-      const most = shares.map((share, k) => [share, manifest.classes[k].name])
-        .sort(([a], [b]) => b - a).slice(0, 3);
-      return `${time}: ${most.map(([share, name]) => `${name} ${percent(share)}`).join(", ")}`;
+      const most = shares
+        .map((share, k) => ({share, name: manifest.classes[k].name}))
+        .sort((a, b) => b.share - a.share)
+        .slice(0, 3);
+      const words = most.map(one => `${one.name} ${percent(one.share)}`);
+      return `${time}: ${words.join(", ")}`;
     });
     this.say(`Answered in ${each.join("; in ")}.`);
   }
@@ -520,10 +723,14 @@ class Live extends HTMLElement {
     const values = this.single ? result.numbers : result.labels;
     const mask = new values.constructor(width * height);
     for (let y = 0; y < height; y++) {
-      const row = box.top + Math.floor((y + 0.5) * box.height / height);
+      const row = box.top + Math.floor(((y + 0.5) * box.height) / height);
       for (let x = 0; x < width; x++)
-        mask[y * width + x] = values[row * manifest.frame[1] + box.left +
-          Math.floor((x + 0.5) * box.width / width)];
+        mask[y * width + x] =
+          values[
+            row * manifest.frame[1] +
+              box.left +
+              Math.floor(((x + 0.5) * box.width) / width)
+          ];
     }
     return mask;
   }
@@ -533,7 +740,10 @@ class Live extends HTMLElement {
     const {width, height} = this.photo;
     const palette = this.single ? undefined : pane.manifest.classes.map(c => c.colour);
     const file = await png(this.mask(pane, width, height), width, palette);
-    const link = make("a", {href: URL.createObjectURL(file), download: `${pane.name}-mask.png`});
+    const link = make("a", {
+      href: URL.createObjectURL(file),
+      download: `${pane.name}-mask.png`,
+    });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
@@ -541,15 +751,26 @@ class Live extends HTMLElement {
   /* --- the pixel under the pointer or the cursor --- */
 
   point(pane, event) {
-    const {width, height} = pane.canvas, shown = pane.canvas.getBoundingClientRect();
-    this.name([(event.clientX - shown.left) * width / shown.width,
-      (event.clientY - shown.top) * height / shown.height], "off");
+    const {width, height} = pane.canvas,
+      shown = pane.canvas.getBoundingClientRect();
+    this.name(
+      [
+        ((event.clientX - shown.left) * width) / shown.width,
+        ((event.clientY - shown.top) * height) / shown.height,
+      ],
+      "off",
+    );
   }
 
   step(pane, event) {
-    const {width, height} = pane.canvas, far = event.shiftKey ? 1 : Math.ceil(width / 60);
-    const move = {ArrowLeft: [-far, 0], ArrowRight: [far, 0], ArrowUp: [0, -far],
-      ArrowDown: [0, far]}[event.key];
+    const {width, height} = pane.canvas,
+      far = event.shiftKey ? 1 : Math.ceil(width / 60);
+    const move = {
+      ArrowLeft: [-far, 0],
+      ArrowRight: [far, 0],
+      ArrowUp: [0, -far],
+      ArrowDown: [0, far],
+    }[event.key];
     if (!move) return;
     event.preventDefault();
     const [x, y] = pane.cursor ?? [width / 2, height / 2];
@@ -563,17 +784,22 @@ class Live extends HTMLElement {
     const {width, height} = this.photo;
     if (x < 0 || y < 0 || x >= width || y >= height) return;
     this.probe.setAttribute("aria-live", live); // a pointer would not stop talking
-    this.probe.textContent = this.panes.filter(pane => pane.result).map(pane => {
-      const {box, manifest, result} = pane;
-      const i = (box.top + Math.floor(y * box.height / height)) * manifest.frame[1] +
-        box.left + Math.floor(x * box.width / width);
-      const sure = result.probability[i].toFixed(2);
-      const found = this.single
-        ? `${manifest.classes[manifest.thing].name} ${sure}` +
-          (result.numbers[i] ? `, number ${result.numbers[i]}` : "")
-        : `${manifest.classes[result.labels[i]].name} ${sure}`;
-      return this.panes.length > 1 ? `${pane.title[0]}: ${found}` : found;
-    }).join(" · ");
+    this.probe.textContent = this.panes
+      .filter(pane => pane.result)
+      .map(pane => {
+        const {box, manifest, result} = pane;
+        const i =
+          (box.top + Math.floor((y * box.height) / height)) * manifest.frame[1] +
+          box.left +
+          Math.floor((x * box.width) / width);
+        const sure = result.probability[i].toFixed(2);
+        const found = this.single
+          ? `${manifest.classes[manifest.thing].name} ${sure}` +
+            (result.numbers[i] ? `, number ${result.numbers[i]}` : "")
+          : `${manifest.classes[result.labels[i]].name} ${sure}`;
+        return this.panes.length > 1 ? `${pane.title[0]}: ${found}` : found;
+      })
+      .join(" · ");
   }
 }
 

@@ -42,7 +42,8 @@ def unpack(archive, script, target):
     with tarfile.open(archive) as tar:
         for member in tar:
             path = Path(target, member.name.removeprefix("package/"))
-            if member.isfile() and member.name.startswith(kept) and path.suffix != ".map":
+            wanted = member.name.startswith(kept) and path.suffix != ".map"
+            if member.isfile() and wanted:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(tar.extractfile(member).read())
 
