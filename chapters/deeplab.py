@@ -124,7 +124,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from utils import data, encoders, metrics, plotting, runs, runtime, scenes, training
+from utils import data, encoders, live, metrics, plotting, runs, runtime, scenes, training
 from utils.data import camvid
 from utils.effects import paired, spread
 from utils.glue import glue
@@ -842,6 +842,27 @@ glue(
     best_step=record.history().best[0],
 )
 
+# %% tags=["model", "hide-input"]
+LIVE = live.Network(
+    MAIN,
+    title="DeepLab v3+",
+    domain="streets of Cambridge, seen from a car",
+    samples={
+        "Seq05VD_f04080.png": "a street of shops by day, cars on both sides",
+        "Seq05VD_f03000.png": "a man with a suitcase on the pavement, cars behind him",
+        "0001TP_009090.png": "a dark street at dusk, a car ahead and a bus beside it",
+    },
+    gates={
+        "1x1 branch": "aspp.branches.0",
+        "rate 4": "aspp.branches.1",
+        "rate 8": "aspp.branches.2",
+        "rate 12": "aspp.branches.3",
+        "image pooling": "aspp.image_pooling",
+        "early feature of the decoder": "low_level",
+    },
+    size=(353, 481),
+)
+
 # %% [markdown]
 # {glue:text}`steps:,` steps of {glue:text}`batch` crops. The weights kept are those
 # of the best validation, here after step {glue:text}`best_step:,`; the test frames were
@@ -849,6 +870,16 @@ glue(
 # labels as they are published.
 #
 # ## Look at it
+#
+# The trained network, live, on frames of the test or on a photo of yours. Take a branch
+# away, or the early feature: the network was trained *with* them, so what breaks says
+# where it relies on them, not what they are worth (that is tested below).
+#
+# <segbook-live name="deeplab">
+# <p>In the published book, or after <code>make serve</code>, this network answers here, in
+# your browser, on your pictures too; in a notebook, <code>live.widget("deeplab")</code> shows
+# it.</p>
+# </segbook-live>
 
 # %%
 totals, drives, frame_tables = scenes.by_drive(record)

@@ -117,7 +117,7 @@ from skimage.measure import label as connected_components
 from skimage.segmentation import expand_labels
 from torch import nn
 
-from utils import chapters, data, metrics, plotting, runs, runtime, training
+from utils import chapters, data, live, metrics, plotting, runs, runtime, training
 from utils.data.augment import Augment
 from utils.effects import paired, spread
 from utils.glue import glue
@@ -913,8 +913,38 @@ model, record = runs.obtain(MAIN, TRAIN, SETS)
 fig = plotting.curves({"U-Net": record.history()}, score="membrane Dice")
 show(fig, alt="Training loss and membrane Dice on the validation slices over the steps")
 
+# %% tags=["model", "hide-input"]
+LIVE = live.Network(
+    MAIN,
+    title="U-Net",
+    domain="slices of a fruit-fly larva's nerve cord under an electron microscope",
+    samples={
+        0: "grey cells between dark membranes, with dark organelles in some",
+        3: "another slice, its cells of many sizes",
+    },
+    gates={
+        "skip at full size": "decoder.3(1)",
+        "at a half": "decoder.2(1)",
+        "at a quarter": "decoder.1(1)",
+        "at an eighth": "decoder.0(1)",
+    },
+    size=(320, 320),
+    output="sigmoid",
+    threshold=0.8,
+)
+
 # %% [markdown]
 # ## Look at it
+#
+# The trained network, live: each colour is one cell. Move the threshold, or take a skip
+# away: it is a network that was trained *with* them, so what breaks says where it relies
+# on them, not what they are worth (that is tested below).
+#
+# <segbook-live name="unet">
+# <p>In the published book, or after <code>make serve</code>, this network answers here, in
+# your browser, on your pictures too; in a notebook, <code>live.widget("unet")</code> shows
+# it.</p>
+# </segbook-live>
 
 # %% tags=["hide-input"]
 recipe = runs.recipes(MAIN, SETS)[-1]
