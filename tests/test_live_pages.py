@@ -525,6 +525,16 @@ def test_without_scripts_there_is_a_picture_and_a_line(browser, address):
     context.close()
 
 
+def test_a_page_opened_as_a_file_says_what_to_do(browser, site):
+    """Browsers load no modules there."""
+    page = browser.new_context().new_page()
+    page.goto((site / "chapters/unet.html").as_uri())
+    line = page.locator("segbook-live p")
+    assert line.is_visible() and "make serve" in line.inner_text()
+    assert not page.get_by_role("button", name="Try the network").count()
+    page.context.close()
+
+
 # The build
 
 
