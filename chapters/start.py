@@ -23,13 +23,13 @@
 # *{glue:text}`frequent_class`* gets {glue:text}`frequent_accuracy:.0%` of the pixels
 # right, and a mean IoU of {glue:text}`frequent_miou:.2f`. One that never finds a single
 # *{glue:text}`rare_class`* is right about {glue:text}`nothing_accuracy:.1%` of the
-# pixels when asked for them. In the loss of a last layer on frozen maps, a heavier
-# weight on pedestrians changes their IoU by {glue:text}`gain_half:+.3f` if the layers
-# with and without it are both read at one half, and by {glue:text}`gain_best:+.3f` if
-# each gets a threshold of its own. On a grid {glue:text}`worst_stride` times coarser
-# than the image, the truth averaged over the cells and scaled up again has a
-# mean IoU of {glue:text}`worst_average:.2f`; a coarse map optimised for the same
-# up-sampling has {glue:text}`worst_optimised:.2f`.
+# pixels when asked for that class. In the loss of a last layer on frozen maps, a
+# heavier weight on pedestrians changes their IoU by {glue:text}`gain_half:+.3f` if the
+# layers with and without it are both read at one half, and by
+# {glue:text}`gain_best:+.3f` if each gets a threshold of its own. On a grid
+# {glue:text}`worst_stride` times coarser than the image, the truth averaged over the
+# cells and scaled up again has a mean IoU of {glue:text}`worst_average:.2f`; a coarse
+# map optimised for the same up-sampling has {glue:text}`worst_optimised:.2f`.
 
 # %% tags=["hide-input"]
 # Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.
@@ -336,9 +336,8 @@ Markdown(f"{town.citation}. {town.licence}.")
 
 # %% [markdown]
 # The semantic mask of these {glue:text}`houses` houses has {glue:text}`pieces`
-# connected pieces: houses that touch, or lie less than a pixel apart, become one. Most
-# chapters are about semantic segmentation; [TernausNetV2](ternausnetv2) gets instances
-# from it.
+# connected pieces: houses that touch, or lie less than a pixel apart, become one. 
+# [TernausNetV2](ternausnetv2) gets instances from semantic masks.
 #
 # ## Scores
 #
@@ -517,12 +516,12 @@ HTML(
 
 # %% [markdown]
 # Press *nothing*: accuracy is still the share of all that is no car, IoU and Dice fall
-# to zero, and precision has nothing to divide by. Press *a little off*: three pixels
-# leave these cars an IoU of {glue:text}`large_iou:.2f` and a boundary F1 of
-# {glue:text}`large_f1:.2f`, which asks for the outline alone. IoU and Dice put any two
-# predictions for one class in the same order, since each follows from the other:
-# $\text{Dice} = 2 \, \text{IoU} / (1 + \text{IoU})$. Only means over classes or images
-# can differ in order.
+# to zero, and precision has nothing to divide by. Press *a little off*: three pixels of
+# this small picture leave the cars an IoU of {glue:text}`large_iou:.2f` and a boundary
+# F1 of {glue:text}`large_f1:.2f`, which asks for the outline alone. IoU and Dice put
+# any two predictions for one class in the same order, since each follows from the
+# other: $\text{Dice} = 2 \, \text{IoU} / (1 + \text{IoU})$. Only means over classes or
+# images can differ in order.
 #
 # ### Why accuracy misleads
 #
@@ -577,8 +576,8 @@ Markdown("\n".join(lines))
 # pedestrian. A usual remedy *weighs* rare classes more. The book takes
 # $1 / \log(c + s)$ with their share $s$ of the pixels and $c = 1.1$, after ENet
 # {footcite:p}`paszke2016enet`, whose $c = 1.02$ weighs more steeply. If only
-# pedestrians and the rest are told apart, as below, a pedestrian counts
-# {glue:text}`people_weight:.1f` times as much as the rest, and with ENet's constant
+# pedestrians and the rest are told apart, as below, a pixel of a pedestrian counts
+# {glue:text}`people_weight:.1f` times as much as any other, and with ENet's constant
 # {glue:text}`people_enet:.0f` times.
 #
 # But a network gives probabilities, and nobody has to read them at one half. Take one
@@ -589,8 +588,9 @@ Markdown("\n".join(lines))
 # The network above is frozen, its maps are kept in memory, and a last layer learns from
 # them whether a pixel is a person: K = 2, void as before. It learns at the positions of
 # the maps, from every second training frame, and is scored at full size. Two arms
-# differ in the weight alone. The loss of a single layer has one minimum, and both are
-# trained until nearly there, so neither seed nor moment of stopping decides.
+# differ in the weight alone. The loss of a single layer has one minimum; L-BFGS,
+# which takes all frames in each round, trains both until nearly there, so neither seed
+# nor moment of stopping decides.
 
 # %%
 HALF = runtime.choose(gpu=25, cpu=25, smoke=2)  # rounds of L-BFGS, half of all
@@ -860,8 +860,9 @@ glue(
 # does ({glue:text}`edge_linear:.2f`). With `align_corners=True` pixels are *points*:
 # first stays on first, last on last, and everything between is stretched to fit. The
 # edge ends at {glue:text}`edge_aligned:.2f`. That is no mistake if the whole network
-# thinks in points, with sides of $16 n + 1$ pixels, so that each stride meets the
-# last pixel too; several papers of this book do. It is one if the two ways are mixed:
+# thinks in points, with sides one pixel longer than a multiple of the largest stride
+# ($16 n + 1$ here), so that each stride meets the last pixel too; the codes of several
+# papers do. It is one if the two ways are mixed:
 # each up-sampling then moves the answer a little, and more the farther from the
 # middle.
 #
@@ -1000,23 +1001,24 @@ plotting.explorer(
 # {glue:text}`worst_stride`. ({glue:text}`oracle_frames` validation frames of
 # {glue:text}`height` by {glue:text}`width` pixels; on larger ones things are larger and
 # lose less.) The average loses people because something broader has more of each cell,
-# not because the grid could not hold them. Poles are lost to both (exercise 3).
+# not because the grid could not hold them.
 #
 # Neither number is a bound. The optimised map had {glue:text}`rounds` steps of a loss
 # that is not IoU, so a better one may exist, and a network can also learn how to scale
 # up. But to draw such a map it must know, at every coarse position, where the outlines
 # run, to a fraction of the cell. Chapters help it in one of three ways: carry fine maps
-# across ([U-Net](unet), [RefineNet](refinenet), [GCN](gcn)); keep the grid fine and
+# across ([U-Net](unet), [RefineNet](refinenet)); keep the grid fine and
 # spread the kernels ([PSPNet](pspnet), DeepLab v3); or both
-# ([DeepLab v3+](deeplab)).
+# ([DeepLab v3+](deeplab), our [GCN](gcn)).
 #
 # ## What all chapters share
 #
 # ### Profiles and devices
 #
-# Every page picks its settings by the machine: the profile `gpu` where PyTorch finds an
-# accelerator (NVIDIA, AMD, Apple's `mps`, Intel's `xpu`), else `cpu`, with smaller
-# images and networks and fewer steps, made for two cores. `SEGBOOK_PROFILE` chooses
+# Pages pick their settings by the machine: the profile `gpu` where PyTorch finds an
+# accelerator (NVIDIA, AMD, Apple's `mps`, Intel's `xpu`), else `cpu`, made for two
+# cores, where images, networks or steps are fewer if need be. Recorded runs are the
+# same in both. `SEGBOOK_PROFILE` chooses
 # another: `smoke` runs a page in about a minute on drawn stand-ins, to see that all
 # works, and learns nothing. On GPUs of NVIDIA, AMD and Intel trainings compute in
 # bfloat16 where the hardware has it, else in float16 (Colab's T4); on Apple's and on
@@ -1111,7 +1113,7 @@ SCATTER, DIFFERENCE, MATTER = 0.01, 0.02, 0.01
 
 
 def drawn(n, difference):
-    """Comparisons of two arms with n seeds, as (`Effect`, what the easy rule says)."""
+    """Comparisons of two arms with n seeds, as (`Effect`, what the simpler rule says)."""
     random = np.random.default_rng(n)
     made = []
     for _ in range(COMPARISONS):
@@ -1130,7 +1132,7 @@ def share(made, word):
     return np.mean([effect.word == word for effect, _ in made])
 
 
-def easy(made):
+def simpler(made):
     """How often the rule speaks, for either side."""
     return np.mean([rule != 0 for _, rule in made])
 
@@ -1160,7 +1162,7 @@ def draw_luck(n):
         ax.set_xlabel(
             f"shows {share(made, 'shows'):.1%}, opposite "
             f"{share(made, 'the opposite shows'):.1%}\n"
-            f"simpler rule, either way: {easy(made):.1%}"
+            f"simpler rule, either way: {simpler(made):.1%}"
         )
     names = [axes[0].plot([], [], color=c, label=w)[0] for w, c in WORDS.items()]
     fig.legend(handles=names, loc="outside lower center", ncols=4, fontsize=8)
@@ -1168,15 +1170,15 @@ def draw_luck(n):
 
 
 glue(
-    chance_two=easy(alike[2]),
-    chance_three=easy(alike[3]),
-    chance_five=easy(alike[5]),
+    chance_two=simpler(alike[2]),
+    chance_three=simpler(alike[3]),
+    chance_five=simpler(alike[5]),
     false_two=share(alike[2], "shows") + share(alike[2], "the opposite shows"),
     false_five=share(alike[5], "shows") + share(alike[5], "the opposite shows"),
     power_two=share(apart[2], "shows"),
     power_five=share(apart[5], "shows"),
     power_ten=share(apart[10], "shows"),
-    rule_five=easy(apart[5]),
+    rule_five=simpler(apart[5]),
     small_twenty=share(alike[20], "smaller than what matters"),
 )
 plotting.explorer(
@@ -1212,7 +1214,6 @@ plotting.explorer(
 #   outlines, both per class, and say over what they were pooled.
 # - A weight in the loss moves the threshold. Sweep it before you praise a loss.
 # - Decide whether pixels are squares or points, once for the whole network.
-# - An averaged truth is no bound of what a coarse grid can say.
 # - Two seeds decide little.
 #
 # ## Exercises
@@ -1222,8 +1223,8 @@ plotting.explorer(
 
 # %% [markdown]
 # ```{dropdown} Solution
-# With $s = f + m$: $\text{IoU} = h / (h + s)$, so $1 + \text{IoU} = (2h + s) / (h +
-# s)$, and $2 \, \text{IoU} / (1 + \text{IoU}) = 2h / (2h + s)$, which is Dice.
+# With $e = f + m$: $\text{IoU} = h / (h + e)$, so $1 + \text{IoU} = (2h + e) / (h +
+# e)$, and $2 \, \text{IoU} / (1 + \text{IoU}) = 2h / (2h + e)$, which is Dice.
 # ```
 
 # %% tags=["hide-cell"]
