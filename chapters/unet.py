@@ -19,7 +19,7 @@
 # In 2015 a network for biomedical images took the lead, by warping error, in a
 # challenge that gives thirty pictures to train on. It goes down like a classifier,
 # comes up again to the full resolution, and on the way up it is handed what it saw on
-# the way down. Nearly every network in this book is measured against that idea
+# the way down. Nearly every network here is measured against that idea
 # {footcite:p}`ronneberger2015unet`.
 #
 # **On this page**, a U-Net with {glue:text}`parameters:,` parameters finds cell
@@ -348,7 +348,7 @@ Markdown(f"The whole network, to copy:\n\n{chapters.listing('unet', names)}")
 # %% [markdown]
 # ## Is it right?
 #
-# **Sizes.** Follow one side length by hand: each level takes off 4 pixels, pooling
+# **Sizes.** Each level takes off 4 pixels, pooling
 # halves, up-convolution doubles. The paper's figure 1 goes from 572 to 388, with 28
 # at the bottom.
 
@@ -905,8 +905,7 @@ MAIN = runs.Run(
 )
 
 # %% [markdown]
-# The next cell reads the weights and the scores from the book
-# ([how runs are kept](start)).
+# The next cell reads weights and scores from the book ([how runs are kept](start)).
 
 # %%
 TRAIN = ""  # "main" or "all": train here, whatever the book has recorded
@@ -943,9 +942,8 @@ LIVE = live.Network(
 # worth.
 #
 # <segbook-live name="unet">
-# <p>In the published book, or after <code>make serve</code>, this network answers here, in
-# your browser, on your pictures too; in a notebook, <code>live.widget("unet")</code>
-# shows it.</p>
+# <p>In the published book, or after <code>make serve</code>, this network answers here;
+# in a notebook, <code>live.widget("unet")</code> shows it.</p>
 # </segbook-live>
 
 # %% tags=["hide-input"]
@@ -1521,8 +1519,8 @@ Markdown(
 # the map choose for themselves, after {glue:text}`long_steps` steps the map leaves
 # fewer cells merged, on each of the five seeds (the picture shows the seed, and the
 # image, with the largest difference). Lower thresholds, with one exception, say the
-# same; a little higher, where networks without the map would be read, the difference is
-# smaller than what matters. For the map also moves the point at which a
+# same; a little higher, where networks without the map read, the difference is smaller
+# than what matters. For the map also moves the point at which a
 # network should be read. With a threshold for each, too few are merged by either for a
 # difference that could matter, and that in cells found apart is
 # *{glue:text}`apart_word`*; after {glue:text}`brief_steps` steps the seeds disagree.
