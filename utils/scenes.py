@@ -281,9 +281,10 @@ def score(model, dataset):
 def band(labels, width):
     """Pixels (N, H, W) at most `width` away from a boundary of the labels."""
     maps, window = labels[:, None].float(), 2 * width + 1
-    highest = F.max_pool2d(maps, window, stride=1, padding=width)
-    lowest = -F.max_pool2d(-maps, window, stride=1, padding=width)
-    return (highest != lowest)[:, 0]
+    both = torch.cat([maps, -maps], 1)  # rows, then columns: quicker than squares
+    for kernel, pad in (((window, 1), (width, 0)), ((1, window), (0, width))):
+        both = F.max_pool2d(both, kernel, 1, pad)
+    return both[:, 0] != -both[:, 1]
 
 
 def score_where(prediction, dataset, kept):
