@@ -1,5 +1,7 @@
 """PSPNet: against a second writing of it, counted by hand, and what reaches what."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,13 +211,12 @@ def test_it_equals_the_reference_code_s_network_in_plain_functions(pspnet):
     assert_equal(found[1], extra)
 
 
-@pytest.mark.parametrize("pool, reduce", [("average", torch.mean), ("max", torch.amax)])
 @pytest.mark.parametrize("bins", [(1, 2, 3, 6), (2, 3), (4,), ()])
-def test_pyramid_pooling_from_its_definition(pspnet, bins, pool, reduce):
+def test_pyramid_pooling_from_its_definition(pspnet, bins):
     """On a map whose sides and channels the bins do not divide."""
-    module = stirred(pspnet.PyramidPooling(14, bins, pool))
+    module = stirred(pspnet.PyramidPooling(14, bins))
     x = torch.randn(2, 14, 7, 11)
-    expected = pyramid(Plain(module), x, bins, reduce)
+    expected = pyramid(Plain(module), x, bins, torch.mean)
     assert_equal(module(x), expected)
     assert module.out_channels == expected.shape[1]
     assert torch.equal(expected[:, :14], x)
@@ -270,12 +271,28 @@ def test_any_size_and_a_batch_of_one_in_eval(pspnet):
             assert network(torch.empty(1, 3, *size)).shape == (1, 4, *size)
 
 
-@pytest.mark.parametrize("pool", ["average", "max"])
 @pytest.mark.parametrize("bins", [(1, 2, 3, 6), (5,), ()])
-def test_any_size_with_other_bins_and_pooling(pspnet, pool, bins):
-    network = pspnet.PSPNet(4, Near(), bins, width=8, pool=pool).eval()
+def test_any_size_with_other_bins(pspnet, bins):
+    network = pspnet.PSPNet(4, Near(), bins, width=8).eval()
     for size in SIZES:
         assert network(torch.randn(1, 3, *size)).shape == (1, 4, *size)
+
+
+def test_the_control_on_streets_does_not_pool_and_has_as_many_weights(pspnet):
+    recipe = pspnet.STREETS["pyramid", 0].stages[0]
+    pooled = pspnet.build_context(recipe).eval()
+    control = pspnet.build_context(replace(recipe, pool="none")).eval()
+    assert count(pooled) == count(control)
+    control.load_state_dict(pooled.state_dict())
+    x = torch.rand(1, 40, 6, 9)
+    changed = x.clone()
+    changed[..., 0, 0] += 1
+    with torch.inference_mode():
+        moved = [
+            (m.pyramid(changed) - m.pyramid(x))[..., -1, -1].abs().max() > 0
+            for m in (pooled, control)
+        ]
+    assert moved == [True, False]
 
 
 def test_the_paper_s_size_makes_a_map_of_60_positions_a_side(pspnet):
