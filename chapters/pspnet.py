@@ -26,7 +26,7 @@
 # {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, labels eleven classes
 # of street scenes. On CamVid's test frames, which chose nothing, it has a mean IoU of
 # {glue:text}`miou:.3f` in one pass and {glue:text}`miou_multi:.3f` averaged over scales
-# and mirror images, much as the paper's best scores are. This is scaled down, and its
+# and mirror images. This is scaled down, and its
 # numbers cannot be laid beside the paper's. On drawn scenes in which only what is far
 # away decides, networks without a pyramid guess and those with it do not. On streets,
 # behind an encoder that sees little, the pyramid changes the mean IoU by
@@ -1080,12 +1080,12 @@ Markdown(
 #
 # **On streets** the encoder must not see the scene by itself. So it is cut after three
 # maps, and the pyramid gets whole frames, {glue:text}`small_height` by
-# {glue:text}`small_width` pixels. The control that a sceptic asks for has the same
-# modules and as many weights, but its branches do not pool: each is a 1x1 convolution
-# of the map itself. (The paper's own, on ADE20K's validation images, ResNet-50, one
-# scale, in per cent: 37.23 without the module, 41.68 with it; 40.87 with maximum
-# pooling; without the module, 35.82 without the auxiliary loss.) What would matter was
-# fixed before the runs: {glue:text}`matters` of mean IoU.
+# {glue:text}`small_width` pixels, for {glue:text}`small_steps:,` steps. The control
+# that a sceptic asks for has the same modules and as many weights, but its branches do
+# not pool: each is a 1x1 convolution of the map itself. (The paper's own, on ADE20K's
+# validation images, ResNet-50, one scale, in per cent: 37.23 without the module, 41.68
+# with it; 40.87 with maximum pooling; without the module, 35.82 without the auxiliary
+# loss.) What would matter was fixed before the runs: {glue:text}`matters` of mean IoU.
 
 # %% tags=["model"]
 @dataclass(frozen=True)
