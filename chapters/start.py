@@ -161,8 +161,8 @@ glue(
 )
 
 # %% [markdown]
-# Halved with bilinear interpolation, {glue:text}`invented_smooth:.1%` of the pixels
-# get a class that no pixel around has; with the nearest pixel,
+# Halved with bilinear interpolation, {glue:text}`invented_smooth:.1%` of this mask's
+# pixels get a class that no pixel around has; with the nearest pixel,
 # {glue:text}`invented_nearest:.1%`. (`nearest-exact` is meant: PyTorch's plain
 # `nearest` rounds down, which shifts the mask.)
 #
@@ -585,12 +585,12 @@ Markdown("\n".join(lines))
 # learnt $w p / (w p + 1 - p)$, which passes one half where $p$ passes $1 / (1 + w)$. So
 # lowering the threshold should do what the weight does. Does it?
 #
-# The network above is frozen, its maps are kept in memory, and a last layer learns from
-# them whether a pixel is a person: K = 2, void as before. It learns at the positions of
-# the maps, from every second training frame, and is scored at full size. Two arms
-# differ in the weight alone. The loss of a single layer has one minimum; L-BFGS,
-# which takes all frames in each round, trains both until nearly there, so neither seed
-# nor moment of stopping decides.
+# The network above is frozen, and a last layer learns from its maps whether a pixel is
+# a person: K = 2, void as before. It learns at the positions of the maps, from every
+# second training frame, and is scored at full size. Two arms differ in the weight
+# alone. The loss of a single layer has one minimum; L-BFGS, which takes all frames in
+# each round, trains both until nearly there, so neither seed nor moment of stopping
+# decides.
 
 # %%
 HALF = runtime.choose(gpu=25, cpu=25, smoke=2)  # rounds of L-BFGS, half of all
@@ -1017,12 +1017,11 @@ plotting.explorer(
 #
 # Pages pick their settings by the machine: the profile `gpu` where PyTorch finds an
 # accelerator (NVIDIA, AMD, Apple's `mps`, Intel's `xpu`), else `cpu`, made for two
-# cores, where images, networks or steps are fewer if need be. Recorded runs are the
-# same in both. `SEGBOOK_PROFILE` chooses
-# another: `smoke` runs a page in about a minute on drawn stand-ins, to see that all
-# works, and learns nothing. On GPUs of NVIDIA, AMD and Intel trainings compute in
-# bfloat16 where the hardware has it, else in float16 (Colab's T4); on Apple's and on
-# CPUs in float32.
+# cores, with smaller images or networks, or fewer steps, where need be. Recorded runs
+# are the same in both. `SEGBOOK_PROFILE` chooses another: `smoke` runs a page in about
+# a minute on drawn stand-ins, to see that all works, and learns nothing. On GPUs of
+# NVIDIA, AMD and Intel trainings compute in bfloat16 where the hardware has it, else in
+# float16 (Colab's T4); on Apple's and on CPUs in float32.
 #
 # - **In Colab.** The rocket above a title opens its page there, in a copy of the book
 #   that knows its own address. Choose a GPU first (*Runtime*, *Change runtime type*),
@@ -1113,7 +1112,7 @@ SCATTER, DIFFERENCE, MATTER = 0.01, 0.02, 0.01
 
 
 def drawn(n, difference):
-    """Comparisons of two arms with n seeds, as (`Effect`, what the simpler rule says)."""
+    """Comparisons of two arms with n seeds, as (`Effect`, the rule's word)."""
     random = np.random.default_rng(n)
     made = []
     for _ in range(COMPARISONS):

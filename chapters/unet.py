@@ -807,7 +807,7 @@ def learn(model, recipe, sets, checkpoint):
 # The paper averages its challenge entry over 7 rotated versions of the input, we over
 # the 8 flips and quarter turns of a square. Each score takes the threshold that is best
 # for it on the *validation* slices, which also chose the weights, by Dice at one half.
-# The test slices chose neither. But the first edition of this book validated on them,
+# The test slices chose neither. But the first edition validated on them,
 # and its experiment with the border map, the reason to leave that out here, was scored
 # there.
 
@@ -905,7 +905,7 @@ MAIN = runs.Run(
 )
 
 # %% [markdown]
-# The next cell reads weights and scores from the book ([how runs are kept](start)).
+# The next cell reads the book's run ([how runs are kept](start)).
 
 # %%
 TRAIN = ""  # "main" or "all": train here, whatever the book has recorded
@@ -1015,8 +1015,7 @@ Markdown(
 # %% [markdown]
 # One pixel costs about as much as all errors of the network together.
 #
-# At a low threshold cells flow together, at a high one they shrink and split. Each
-# colour is one component, before it grows.
+# At a low threshold cells flow together, at a high one they shrink and split.
 
 # %% tags=["hide-input"]
 window = runtime.choose(gpu=320, cpu=320, smoke=96)
@@ -1430,14 +1429,16 @@ TOUCHING = {
 }
 
 # %% tags=["experiment"]
-live = {w0: runs.trained(TOUCHING[w0, 300, 2], {})[0] for w0 in (10.0, 0.0)}
+trained_here = {
+    w0: runs.trained(TOUCHING[w0, 300, 2], {})[0] for w0 in (10.0, 0.0)
+}
 some = {key: run for key, run in TOUCHING.items() if key[-1] in seeds}
 drawn_records = runs.obtain_records(some, TRAIN, {})
 
 # %% tags=["experiment", "hide-input"]
 images, masks = drawn_cells(2)
 cells = {}
-for w0, network in live.items():
+for w0, network in trained_here.items():
     with torch.inference_mode():
         p = network(images.to(device)).float().softmax(1)[:, CELL].cpu()
     cells[w0] = [connected_components(q.numpy() > 0.99, connectivity=1) for q in p]
@@ -1517,12 +1518,13 @@ Markdown(
 # %% [markdown]
 # Where both networks are read at one high threshold, the one that most networks with
 # the map choose for themselves, after {glue:text}`long_steps` steps the map leaves
-# fewer cells merged, on each of the five seeds (the picture shows the seed, and the
-# image, with the largest difference). Lower thresholds, with one exception, say the
-# same; a little higher, where networks without the map read, the difference is smaller
-# than what matters. For the map also moves the point at which a
-# network should be read. With a threshold for each, too few are merged by either for a
-# difference that could matter, and that in cells found apart is
+# fewer cells merged, on each of the five seeds (the picture: seed and image with the
+# largest difference). Thresholds between one half and this one, with
+# one exception, say the same; lower, where both merge most cells, and a little higher,
+# where networks without the map read, the difference is smaller than what matters or
+# not resolved. For the map also moves the point at which to read a network. With
+# a threshold for each, too few are merged by either for a difference that could matter,
+# and that in cells found apart is
 # *{glue:text}`apart_word`*; after {glue:text}`brief_steps` steps the seeds disagree.
 #
 # **Exploratory**, with too few seeds to decide: the map on the membranes, three seeds
@@ -1604,12 +1606,12 @@ Markdown(
 
 # %% [markdown]
 # On the membranes the seeds disagree about the map. On two slices overfitting shows:
-# without the other augmentation the training loss ends at {glue:text}`loss_alone:.2f`
-# (with it at {glue:text}`loss_others:.2f`), and the test is worst. Bending adds little
-# there, and takes a little away beside the others, which already hold overfitting back.
-# A crop sees about one cell
-# of the lattice, so bending is little more than shift, stretch and shear here: a fair
-# test would need whole slices, a wider network and more seeds.
+# without the other augmentation, not bent, the training loss ends at
+# {glue:text}`loss_alone:.2f` (with it at {glue:text}`loss_others:.2f`), and the test is
+# worst. Bending adds little there, and takes a little away beside the others, which
+# already hold overfitting back. A crop sees about one cell of the lattice, so bending
+# is little more than shift, stretch and shear here: a fair test would need whole
+# slices, a wider network and more seeds.
 
 # %% [markdown]
 # ## Where we differ
