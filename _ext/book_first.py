@@ -25,6 +25,8 @@ def fill_first(html, page):
     if PLACE not in html:
         return html
     starts = {entry["chapter"]: entry["picture"] for entry in load()}
+    if page.stem not in starts:  # the whole book in one page, for the PDF
+        return html.replace(PLACE, "")
     picture = picture_of(html, starts[page.stem])
     note = "<p>How it was made, and what else came out, stands below.</p>"
     return html.replace(PLACE, f'<div class="first-picture">{picture}{note}</div>')

@@ -330,6 +330,7 @@ def test_first_screen_gets_the_picture_that_stands_further_down():
     assert filled.index("a.webp") < filled.index("another")
     assert filled.count("lazy") == 1  # the first is on the screen at once
     assert book_first.fill_first(filled, ROOT / "chapters/gcn.html") == filled
+    assert book_first.fill_first(html, ROOT / "intro.html").count("a.webp") == 1
     with pytest.raises(ValueError, match="no picture"):
         book_first.fill_first(book_first.PLACE, ROOT / "chapters/gcn.html")
 
