@@ -72,7 +72,8 @@ def joined(head, pattern, tag, read, up, out):
     whole = tag.format(up + name, f' data-files="{" ".join(files)}"')
     left = pattern.sub("", head)
     # Scripts that stand in the page come first, but for options of those in the file.
-    at = left.find(OPTION) if ending == "js" else found[0].start()
+    option = left.find(OPTION) if ending == "js" else -1
+    at = option if option >= 0 else found[0].start()
     return f"{left[:at].rstrip()}\n    {whole}\n    {left[at:].lstrip()}"
 
 

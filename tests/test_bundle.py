@@ -68,3 +68,11 @@ def test_a_page_that_stands_gets_what_has_changed(site):
 
 def test_pages_with_an_order_of_their_own_are_left_alone(site):
     assert book_bundle.bundle(PAGE, site / "search.html", site) == PAGE
+
+
+def test_a_page_without_options_has_its_script_where_the_first_stood(site):
+    html = bundled(site, PAGE.replace("DOCUMENTATION_OPTIONS.", "OTHER."))
+    [script] = made(site, "js")
+    order = ["let hint", script.name, "late.js", "OTHER.pagename", "</head>"]
+    places = [html.index(part) for part in order]
+    assert places == sorted(places)
