@@ -304,7 +304,7 @@ def components(mask, smallest=0):
     return without_small(label(mask, connectivity=1), smallest)
 
 
-# %%
+# %% tags=["hide-input"]
 SMALLEST = round(100 * (SIDE / 512) ** 2)  # pixels
 perfect = components(truth > 0, SMALLEST)
 perfect_scores = scores(perfect, truth)
@@ -436,7 +436,7 @@ def distances(building, apart):
     return watershed(-depth, seeds, mask=mask)
 
 
-# %%
+# %% tags=["hide-input"]
 APART = (2, 3, 4, 6, 8, 11, 15)  # pixels between two such seeds, at least
 
 
@@ -1195,7 +1195,7 @@ def area(ring):
     return ((x * following_y - following_x * y) / 2).sum()
 
 
-# %%
+# %% tags=["hide-input"]
 collection = to_geojson(separated, corner, SIDE)
 text = json.dumps(collection)
 again = numbers(collection["features"], corner, truth.shape, SIDE) > 0
