@@ -704,8 +704,9 @@ class Live extends HTMLElement {
   /* What was found, in words. */
   tell() {
     if (this.busy || !this.panes.every(pane => pane.result)) return;
-    const each = this.panes.map(({manifest, result, shares}) => {
-      const time = `${Math.round(result.milliseconds)} milliseconds`;
+    const each = this.panes.map(({manifest, result, shares}, k) => {
+      const who = this.panes.length > 1 ? `${"AB"[k]} in ` : "Answered in ";
+      const time = `${who}${Math.round(result.milliseconds)} milliseconds`;
       if (this.single) return `${time}: ${result.count} instances`;
       const most = shares
         .map((share, k) => ({share, name: manifest.classes[k].name}))
@@ -714,7 +715,7 @@ class Live extends HTMLElement {
       const words = most.map(one => `${one.name} ${percent(one.share)}`);
       return `${time}: ${words.join(", ")}`;
     });
-    this.say(`Answered in ${each.join("; in ")}.`);
+    this.say(`${each.join("; ")}.`);
   }
 
   /* The answer over the photo alone, without the margin, at the frame's resolution or

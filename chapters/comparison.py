@@ -28,6 +28,18 @@
 # minutes on {glue:text}`device`. This ranks networks under these conditions, and
 # nothing else: not all share an encoder, an output stride or a learning rate (see the
 # table of settings).
+#
+# Two networks that do share them, as [DeepLab's](deeplab) and [PSPNet's](pspnet)
+# chapters trained them, by one recipe and for longer, can be watched at once, on a test
+# frame or a photo of yours. Look at poles, signs and people: DeepLab v3+ has a finer
+# map to draw them with. Classes, opacity and what you point at count for both; parts
+# are switched off in each alone.
+#
+# <segbook-live name="deeplab" beside="pspnet">
+# <p>In the published book, or after <code>make serve</code>, the two answer here; in a
+# notebook, <code>live.widget("deeplab")</code> and <code>live.widget("pspnet")</code>
+# show them.</p>
+# </segbook-live>
 
 # %% tags=["hide-input"]
 # Finds the book's `utils`. In Colab, or with this file alone, it fetches the book.

@@ -474,7 +474,7 @@ def test_pointer_names_the_class_and_the_legend_hides_it(chromium):
 
 def test_two_networks_share_a_picture(chromium):
     tab = chromium(html=page_with(TWO))
-    assert re.fullmatch(r"Answered in .*instances; in .*instances\.", tab.answer())
+    assert re.fullmatch(r"A in .*instances; B in .*instances\.", tab.answer())
     assert sum(url.endswith("main.onnx") for url in tab.asked) == 1
     numbers = f"{ELEMENT}.panes.map(pane => [...pane.result.numbers].join())"
     first, other = tab.evaluate(numbers)
