@@ -29,6 +29,7 @@ from utils import metrics
 sys.path.insert(0, str(ROOT / "tools"))
 
 import links  # noqa: E402
+import serve  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SWITCHES = [
@@ -573,6 +574,33 @@ def test_page_is_light(site, name):
     files = [(site / name).parent / unquote(source) for source in sources]
     pictures = sum(path.stat().st_size for path in files)
     assert html + pictures <= 1.5e6, f"html {html}, pictures {pictures} bytes"
+
+
+@pytest.mark.check
+def test_pages_keep_within_the_budget(browser, site):
+    """On a phone, behind a server that packs as GitHub Pages does, before anything is
+    asked for: at most 25 requests and 700 kB a page."""
+    over = {}
+    with serve.server(site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in pages():
+            asked, size = cost(browser, f"http://127.0.0.1:{server.server_port}/{name}")
+            if asked > 25 or size > 700_000:
+                over[name] = asked, size
+        server.shutdown()
+    assert over == {}
+
+
+def cost(browser, url):
+    """Requests of a page as it opens on a phone, and their bytes on the way."""
+    context = browser.new_context(viewport={"width": 412, "height": 823})
+    page = context.new_page()
+    session, sizes = context.new_cdp_session(page), []
+    session.on("Network.loadingFinished", lambda e: sizes.append(e["encodedDataLength"]))
+    session.send("Network.enable")
+    page.goto(f"{url}.html", wait_until="networkidle")
+    context.close()
+    return len(sizes), sum(sizes)
 
 
 def soup(site, name):
