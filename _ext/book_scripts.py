@@ -2,7 +2,8 @@
 
 MathJax is the one script from elsewhere: a pinned file of a CDN, checked by the browser
 against its hash; or, with SEGBOOK_OFFLINE=1, a copy that `tools/vendor.py` has fetched,
-so that a page asks nothing of any other host. Only pages with formulas load it.
+so that a page asks nothing of any other host. Only pages with formulas load it, and only
+when a reader comes near one (`_static/maths.js`).
 
 Pictures lie in the notebooks' outputs as data. The built pages name them as files, so
 that a browser fetches those that are looked at.
@@ -46,6 +47,7 @@ FONT_AWESOME = re.compile(r'\s*<script[^>]*\bscripts/fontawesome\.js[^>]*></scri
 SEARCH = re.compile(
     r'\s*<script[^>]*\b(?:searchtools|language_data|searchindex)\.js[^>]*></script>'
 )
+MATHS = re.compile(r"<script\b(?=[^>]*mathjax)")
 DATA = re.compile(r'<img\b[^>]*\bsrc="(data:image/(png|webp);base64,([^"]+))"[^>]*>')
 SMALL = 2_000  # characters of data that stay in the page
 
@@ -88,6 +90,7 @@ def lighten(html, page, out):
     """The HTML of a page with its pictures as files, without scripts that it need not
     have."""
     html = FONT_AWESOME.sub("", html)
+    html = MATHS.sub('<script type="text/late"', html)
     if page.name != "search.html":
         html = SEARCH.sub("", html)
     return DATA.sub(Files(out, page), html)

@@ -96,9 +96,10 @@ class Visit:
             self.errors.append(f"{response.status} {response.url}")
 
     def settle(self):
-        """Waits until maths is there."""
+        """Waits until maths is there, which comes with a reader's first sign."""
         page = self.page
         if page.locator("div.math, span.math").count():
+            page.keyboard.press("Shift")
             page.wait_for_function("window.MathJax?.startup?.promise")
             page.evaluate("MathJax.startup.promise.then(() => true)")
         page.wait_for_load_state("networkidle")
@@ -153,6 +154,20 @@ def test_maths_is_rendered(visit, name):
     assert rendered >= formulas
     assert failed == 0
     assert formulas or name not in chapters()
+
+
+def test_maths_waits_for_a_reader(browser, address):
+    """MathJax is fetched once, when a formula comes near or a reader does something."""
+    context = browser.new_context(viewport={"width": 390, "height": 600})
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{address}chapters/unet.html", wait_until="networkidle")
+    assert page.locator(".math").count() and not any("mathjax" in u for u in asked)
+    for sign in range(2):
+        page.mouse.wheel(0, 300)
+        page.wait_for_selector("mjx-container")
+    assert sum("tex-mml-chtml" in url for url in asked) == 1
+    context.close()
 
 
 # What these show needs no slider.

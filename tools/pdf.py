@@ -14,7 +14,11 @@ READY = """async () => {
   const pictures = [...document.images].filter(image => image.src);
   for (const picture of pictures) picture.loading = "eager";
   await Promise.all(pictures.map(picture => picture.decode()));
+  dispatchEvent(new Event("beforeprint"));
+  while (document.querySelector(".math") && !window.MathJax?.startup?.promise)
+    await new Promise(done => setTimeout(done, 50));
   await window.MathJax?.startup?.promise;
+  dispatchEvent(new Event("afterprint"));
 }"""
 MARGIN = dict(top="15mm", bottom="15mm", left="14mm", right="14mm")
 
