@@ -103,6 +103,8 @@ def naming(classes, ignore=None):
         classes = {name: number for number, name in enumerate(classes)}
     told = [values(one) for one in classes.values()]
     ignored = (*values(ignore), *more)
+    if OTHERS in ignored and any(OTHERS in group for group in told):
+        raise ValueError(f'"{OTHERS}" can be a class or ignored, not both')
     # A file may list what is ignored among its classes: what the reader says counts.
     kept = [tuple(v for v in group if v not in ignored) for group in told]
     both = [(str(n), g) for n, g, had in zip(classes, kept, told) if g or not had]
@@ -121,8 +123,6 @@ def check(naming):
             if code in seen:
                 raise ValueError(f"{seen[code]} and {name} have one value, {one}")
             seen[code] = name
-    if OTHERS in seen and OTHERS in naming.ignored:
-        raise ValueError(f'"{OTHERS}" can be a class or ignored, not both')
     if len(set(naming.names)) < 2:
         raise ValueError("classes names fewer than two classes: name the background too")
 
@@ -152,6 +152,8 @@ def from_file(path):
         else:
             lines = [line.strip() for line in text.splitlines()]
             found = from_lines([line for line in lines if line])
+        for one in found[0].values():
+            values(one)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise Unusable("classes", (
             f"{path} is no list of classes that is known here ({error}): give a "
@@ -330,7 +332,7 @@ def unnamed(path, lost, odd, jpeg, coding):
     those beside them.
     """
     if min(lost) < 0:
-        lost = [-1 - code for code in lost if code < 0]
+        lost = sorted(-1 - code for code in lost if code < 0)
         return "colours", (
             f"{path} holds colours ({some(f'#{code:06X}' for code in lost)}), where "
             'classes has numbers: give each class its colour, such as "#3C1098"'

@@ -60,8 +60,7 @@ class Photo:
 
     def digest(self):
         """A hash of the pixels: the same for one image in two files."""
-        told = f"{self.pixels.shape}{self.pixels.dtype}".encode()
-        return hashlib.sha1(told + self.pixels.tobytes()).hexdigest()
+        return digest(self.pixels)
 
     def thumbnail(self):
         """(SIDE, SIDE, 3) float32, each pixel the mean of what it stands for."""
@@ -87,10 +86,18 @@ class Mask:
     def size(self):
         return self.values.shape
 
+    def digest(self):
+        return digest(self.values)
+
     def turned(self, turn):
         """The mask, turned as an image with this value of ORIENTATION is."""
         values = np.ascontiguousarray(TURNS[turn](self.values))
         return Mask(values, self.kind, self.palette, self.jpeg)
+
+
+def digest(array):
+    told = f"{array.shape}{array.dtype}".encode()
+    return hashlib.sha1(told + array.tobytes()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -152,7 +159,7 @@ def read_photo(path):
         clear = False
         if not deep:
             image, clear = flat(image)
-        pixels = np.asarray(image, np.float32 if deep else np.uint8)
+        pixels = np.array(image, np.float32 if deep else np.uint8)
         pixels = TURNS[turn](pixels) if turn != 1 else pixels
         return Photo(np.ascontiguousarray(pixels), turn, deep, clear)
 

@@ -14,8 +14,16 @@ from utils.data.report import counted, some
 
 PARTS = ("train", "val", "test")
 TRIES = 300  # random splits, of which the best is taken
-ALIKE = 0.97  # correlation of thumbnails of what is nearly the same picture
-CLOSER = 0.6  # of the usual difference of two images: what neighbours must not be below
+ALIKE = 0.92  # correlation of thumbnails of what is nearly the same picture
+# Of neighbours by name, at the median: 0.75 for CamVid's frames, a second apart, 0.6
+# for slices of membranes, 0 for map tiles and satellite images.
+CLOSE = 0.3
+FEWEST = 8  # images, of which neighbours tell something
+# How folders are called that hold parts already.
+GIVEN = {
+    "train": "train", "training": "train", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 class Ungrouped(ValueError):
@@ -25,12 +33,12 @@ class Ungrouped(ValueError):
 def group_of(name, groups):
     """The group of an image, by its path as a text, seen from its folder.
 
-    None: the image itself. "folder": the folder it lies in, but for such as "images".
+    None or a number: the image itself. "folder": the folder it lies in, but for such as "images".
     "prefix": its name up to the last of "_", "-", "." and blank, or without the number
     at its end. Else a regular expression, whose first group is the group.
     """
     path = PurePosixPath(name)
-    if groups is None:
+    if groups is None or isinstance(groups, int):
         return name
     if groups == "folder":
         kept = [p for p in path.parts[:-1] if plain(p) not in (*MASKS, *IMAGES)]
@@ -53,6 +61,8 @@ def check_groups(groups):
     """Raises ValueError for what is neither a word nor a pattern with a group."""
     if groups in (None, "folder", "prefix"):
         return
+    if isinstance(groups, int) and not isinstance(groups, bool) and groups > 0:
+        return
     try:
         if re.compile(groups).groups > 0:
             return
@@ -60,9 +70,21 @@ def check_groups(groups):
     except (re.error, TypeError) as error:
         why = str(error)
     raise ValueError(
-        f'groups is {groups!r} ({why}): give None, "folder", "prefix" or a regular '
-        r'expression with one, such as r"area(\d+)"'
+        f'groups is {groups!r} ({why}): give None, "folder", "prefix", a number of '
+        r'neighbours or a regular expression with one, such as r"area(\d+)"'
     )
+
+
+def blocks(count, length):
+    """Groups of neighbours: the first `length` images, the next ones, and so on."""
+    return [f"block {k // length}" for k in range(count)]
+
+
+def given(groups):
+    """The part of each image where its folder is called so ("train/a", "val"); None
+    unless there are all three and nothing else."""
+    parts = [GIVEN.get(plain(group).split("/")[0]) for group in groups]
+    return parts if set(parts) == set(PARTS) else None
 
 
 def joined(groups, digests):
@@ -125,41 +147,44 @@ def distance(parts, images, pixels, held_out):
 # --- is a random split safe?
 
 
-def leaks(names, parts, thumbnails):
+def features(thumbnails):
+    """Thumbnails (N, S, S, 3) as rows (N, 3 S S) whose products are correlations.
+
+    What all pictures share (a frame, a sky above) is taken off first. Rows of zeros
+    stand for pictures without anything of their own.
+    """
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float64)
+    flat = flat - flat.mean(1, keepdims=True)
+    flat = flat - flat.mean(0)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(norm > 1e-6, flat / np.maximum(norm, 1e-6), 0)
+
+
+def leaks(parts, thumbnails):
     """Pairs (held out, trained on) of nearly the same picture, as indices.
 
-    thumbnails: (N, S, S, 3) float32.
+    thumbnails: (N, S, S, 3).
     """
-    learnt = [k for k, part in enumerate(parts) if part == "train"]
-    rest = [k for k, part in enumerate(parts) if part != "train"]
-    flat = thumbnails.reshape(len(thumbnails), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    norm = np.linalg.norm(flat, axis=1, keepdims=True)
-    flat = flat / np.maximum(norm, 1e-6)
+    rows = features(thumbnails)
+    learnt = np.flatnonzero([part == "train" for part in parts])
     found = []
-    for k in rest:
-        likeness = flat[learnt] @ flat[k]
-        nearest = int(likeness.argmax())
-        if likeness[nearest] > ALIKE and norm[k] > 1e-6:
-            found.append((k, learnt[nearest]))
+    for k in np.flatnonzero([part != "train" for part in parts]):
+        likeness = rows[learnt] @ rows[k]
+        if likeness.max() > ALIKE:
+            found.append((int(k), int(learnt[likeness.argmax()])))
     return found
 
 
 def nearness(thumbnails):
-    """The difference of neighbours by the difference of any two: 1 is no likeness.
+    """How alike neighbours are: the median correlation of each with the next one.
 
-    thumbnails: (N, S, S, 3), in the order of the images' names; medians of the root of
-    the mean square. None for fewer than 8.
+    thumbnails: (N, S, S, 3), in the order of the images' names. Near 0 where the order
+    says nothing; 0 for fewer than FEWEST images.
     """
-    flat = thumbnails.reshape(len(thumbnails), -1)
-    if len(flat) < 8:
-        return None
-    rng = np.random.default_rng(0)
-    near = np.sqrt(((flat[1:] - flat[:-1]) ** 2).mean(1))
-    one, two = rng.integers(len(flat), size=(2, 2000))
-    apart = abs(one - two) > len(flat) // 4
-    far = np.sqrt(((flat[one[apart]] - flat[two[apart]]) ** 2).mean(1))
-    return float(np.median(near) / max(np.median(far), 1e-6))
+    rows = features(thumbnails)
+    if len(rows) < FEWEST:
+        return 0.0
+    return float(np.median((rows[1:] * rows[:-1]).sum(1)))
 
 
 def few(count, groups):

@@ -28,7 +28,7 @@ class Wish:
     images: Path
     masks: Path | None
     classes: object
-    groups: str | None
+    groups: str | int | None
     tile: int | None
     size: tuple[int, int] | None
     ignore: object
@@ -52,7 +52,8 @@ class Item:
     known: np.ndarray | None = None  # the mask's values, and
     counts: np.ndarray | None = None  # how often each occurs
     odd: set = field(default_factory=set)  # values that smoothing leaves
-    digest: str = ""
+    digest: str = ""  # of the image, and
+    drawn: str = ""  # of the mask
     thumbnail: np.ndarray | None = None  # (S, S, 3) float32
     levels: tuple[float, float] | None = None  # the range of a deep image
     group: str = ""
@@ -287,6 +288,7 @@ def scan(item, report):
     if photo.clear:
         report.note("clear", f"{item.image} lets light through: laid over black")
     item.kind, item.palette, item.jpeg = mask.kind, mask.palette, mask.jpeg
+    item.drawn = mask.digest()
     item.known, item.counts = histogram(mask.values)
     if len(item.known) > 2:
         item.odd = smeared(mask, item.known, item.counts)
@@ -370,11 +372,14 @@ def meaning(found, named):
     if len(said.names) > naming.MOST:
         raise Unusable("many", naming.too_many(len(said.names)))
     coding = naming.coding(said, facts)
-    for item in items:
-        lost = item.known[coding.table(item.known, item.kind, item.palette) < 0]
-        if len(lost):
-            codes = sorted(set(coding.codes(lost, item.kind, item.palette).tolist()))
-            odd = len(item.odd & set(lost.tolist())) > len(lost) / 2
+    lost = [item.known[coding.table(item.known, item.kind, item.palette) < 0]
+            for item in items]  # fmt: skip
+    if any(map(len, lost)):
+        tell_strange(found, coding)  # before the lines on each mask
+    for item, own in zip(items, lost):
+        if len(own):
+            codes = sorted(set(coding.codes(own, item.kind, item.palette).tolist()))
+            odd = len(item.odd & set(own.tolist())) > len(own) / 2
             report.fault(*naming.unnamed(item.truth, codes, odd, item.jpeg, coding))
     if wish.classes is None and not named:
         told = ", ".join(f'"{n}": {shown(v[0])}' for n, v in zip(said.names, said.values))
@@ -385,6 +390,22 @@ def meaning(found, named):
                 "to be scored; if so, say ignore=255"
             ))  # fmt: skip
     return coding
+
+
+def tell_strange(found, coding):
+    """A fault where none of the classes' values occurs: the list of another data set."""
+    met = {int(k) for i in found.items for k in coding.codes(i.known, i.kind, i.palette)}
+    said = [v for v in coding.naming.values if v[0] != OTHERS]
+    absent = [one for group in said for one in group if not is_met(one, coding, met)]
+    if min(met) >= 0 and len(absent) > sum(len(group) for group in said) / 2:
+        found.report.fault("strange", (
+            f"most values of classes occur in no mask ({some(absent)}): they are not "
+            "those of these masks; look at the values found, data.look(..., classes=None)"
+        ))  # fmt: skip
+
+
+def is_met(value, coding, met):
+    return (value.as_colour if coding.by == "colour" else value.code) in met
 
 
 def shown(value):
@@ -491,15 +512,22 @@ def divide(found):
             item.group = splitting.group_of(item.name, wish.groups)
         except splitting.Ungrouped as error:
             report.fault("group", error)
-    if wish.groups is None:
-        own = splitting.joined([i.group for i in items], [i.digest for i in items])
-        for item, group in zip(items, own):
-            item.group = group
+    own = [item.group for item in items]
+    if isinstance(wish.groups, int):
+        own = splitting.blocks(len(items), wish.groups)
+    elif wish.groups is None:
+        own = splitting.joined(own, [item.digest for item in items])
+    for item, group in zip(items, own):
+        item.group = group
     groups = [item.group for item in items]
     if len(set(groups)) < 3:
         report.fault("few", splitting.few(len(set(groups)), wish.groups))
         return
-    parts = splitting.split(groups, label_counts(found), wish.held_out, wish.seed)
+    parts = splitting.given(groups) if wish.groups == "folder" else None
+    if parts:
+        report.note("given", "the folders named train, val and test are the parts")
+    else:
+        parts = splitting.split(groups, label_counts(found), wish.held_out, wish.seed)
     for item, part in zip(items, parts):
         item.part = part
     tell_doubles(found)
@@ -524,12 +552,9 @@ def tell_doubles(found):
         other = first.setdefault(item.digest, item)
         if other is item:
             continue
-        alike = np.array_equal(other.known, item.known) and (
-            np.array_equal(other.counts, item.counts)
-        )
         found.report.warn("double", (
             f"{other.image} and {item.image} are one image under two names"
-            + ("" if alike else ", with different masks")
+            + ("" if other.drawn == item.drawn else ", with different masks")
             + (f", in {other.part} and in {item.part}" if other.part != item.part else
                f", both kept in {item.part}")
             + ": remove one"
@@ -542,7 +567,7 @@ def tell_leaks(found):
     digests = [item.digest for item in items]
     thumbs = np.stack([item.thumbnail for item in items])
     parts, names = [item.part for item in items], [str(item.image) for item in items]
-    pairs = splitting.leaks(names, parts, thumbs)
+    pairs = splitting.leaks(parts, thumbs)
     pairs = [(a, b) for a, b in pairs if digests[a] != digests[b]]
     if pairs:
         held = sum(part != "train" for part in parts)
@@ -553,7 +578,7 @@ def tell_leaks(found):
         ))  # fmt: skip
         return
     near = splitting.nearness(thumbs)
-    if found.wish.groups is None and near is not None and near < splitting.CLOSER:
+    if found.wish.groups is None and near > splitting.CLOSE:
         report.warn("leak", (
             f"neighbours by name, such as {names[0]} and {names[1]}, are much more alike "
             "than other images, as frames of a video are: a random split would score too "
@@ -573,7 +598,8 @@ def advice(found):
         own = {splitting.group_of(item.name, groups) for item in found.items}
         if groups != found.wish.groups and 3 <= len(own) < len(found.items):
             return f'such as groups="{groups}" ({len(own)} groups)'
-    return r'by groups, such as a pattern r"(.*)_\d+"'
+    block = max(2, len(found.items) // 10)
+    return f"such as groups={block} (blocks of {block} neighbours)"
 
 
 # --- the report
@@ -602,7 +628,8 @@ def tell_classes(found):
         shares = [share(counts[own], k) for own in whole.values()]
         rows.append([name, said, str((counts[:, k] > 0).sum()), *shares])
     report.table(["class", "value", "images with it", *whole], rows)
-    tell_absent(report, names, counts, whole)
+    if not report.faults:
+        tell_absent(report, names, counts, whole)
     tell_plain(found, counts)
 
 
@@ -634,6 +661,8 @@ def tell_plain(found, counts):
     single = (counts > 0).sum(1) == 1
     for k, name in enumerate(names):
         own = [i.truth for i, s, c in zip(found.items, single, counts) if s and c[k]]
+        if report.faults:
+            continue
         if own and len(own) == len(found.items):
             report.fault("one class", f"all masks hold {name} alone, as {own[0]} does: "
                          "there is nothing to tell apart; look at the masks")  # fmt: skip
@@ -641,6 +670,6 @@ def tell_plain(found, counts):
             report.note("one class", f"{counted(len(own), 'mask')} of {name} alone: "
                         f"{some(own)}")  # fmt: skip
     for item, empty in zip(found.items, counts.sum(1) == 0):
-        if empty:
+        if empty and not report.faults:
             report.warn("unscored", f"{item.truth} has no pixel that is scored: look at it, "
                         "or remove it")  # fmt: skip
