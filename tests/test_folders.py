@@ -96,9 +96,11 @@ def test_a_plain_folder_becomes_three_data_sets(at):
     for part in ("train", "val", "test"):
         own = getattr(sets, part)
         assert isinstance(own, data.Dataset) and own.split == part
+        assert own.name == at.name
         assert own.images.dtype == own.labels.dtype == torch.uint8
         assert own.classes == ("background", "house") and len(own.palette) == 2
         assert own.ignore is None and own.source == "local" and own.licence == "yours"
+    assert repr(sets) == "Sets(train: 4, val: 1, test: 1)"
     assert sets.groups == {f"{name}.png": f"{name}.png" for name in NAMES}
 
 
@@ -370,8 +372,8 @@ ANSWERED = [
     (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put the im"),
     (only_foreign, {}, r"images holds no picture .*a\.heic.*save them as PNG"),
     (fractions, {}, r"masks/b\.tif holds fractions, such as probabilities"),
-    (one_image, {}, r"there is 1 image with a mask, and three parts"),
-    (two_images, {}, r"there are 2 images with a mask, and three parts"),
+    (one_image, {}, r"there is 1 different image with a mask, and three parts"),
+    (two_images, {}, r"there are 2 different images with a mask, and three parts"),
     (two_patients, {"groups": "prefix"}, r"groups='prefix' gives 2 groups, and three"),
     (nothing, {"groups": r"area(\d)"}, r"a\.png has no group by the pattern 'area"),
     (one_class, NO_CLASSES, r"all masks hold one value, 0, as masks/a\.png does"),
@@ -413,6 +415,10 @@ def test_files_that_may_not_be_read(at, monkeypatch):
     shut[:] = [at / "masks"]
     (line,) = data.look("images", "masks", CLASSES).faults
     assert line.startswith("masks may not be read: give yourself permission")
+    (at / "masks/more").mkdir()
+    shut[:] = [at / "masks/more"]
+    (line,) = data.look("images", "masks", CLASSES).faults
+    assert line.startswith("masks/more may not be read: give yourself permission")
 
 
 def test_huge_images(at, monkeypatch):
@@ -578,11 +584,13 @@ def test_floating_point_images_are_scaled(at):
     for name in NAMES:
         (at / f"images/{name}.png").unlink()
         levels = np.linspace(-1, 1, H * W, dtype=np.float32).reshape(H, W).copy()
+        levels[1, 1:7] = NAMES.index(name) / 10  # no two alike
         levels[0, 0] = np.nan if name == "b" else -1
         save(at / f"images/{name}.tif", levels)
     image, _ = whole(loaded({}))["c.tif"]
     assert image[0, 0, 0] == 0 and image[2, -1, -1] == 255
     assert torch.equal(image[0], image[1])
+    assert whole(loaded({}))["b.tif"][0][0, 0, 0] == 0  # no number: black
 
 
 def test_what_lets_light_through_lies_on_black(at):
@@ -851,7 +859,7 @@ def test_pairs_by_name_in_one_folder(at, photos, truths, given):
 
 def test_pairs_by_ending_in_one_folder(at):
     for name in NAMES:
-        save(at / f"masks/{name}.jpg", noise(1))
+        save(at / f"masks/{name}.jpg", noise(ord(name)))
     assert sorted(whole(loaded({"images": "masks", "masks": None}))) == [
         f"{name}.jpg" for name in NAMES
     ]
@@ -1008,6 +1016,30 @@ def test_a_rare_class_is_learnt(at):
     rare(at)
     for seed in range(5):
         assert "b.png" in loaded({**THREE, "seed": seed}).train.names
+
+
+def test_a_class_that_is_held_out_whole(at):
+    for k, name in enumerate(NAMES):
+        part = ("train", "train", "train", "val", "test", "test")[k]
+        for kind in ("images", "masks"):
+            target = at / kind / part / f"{name}.png"
+            target.parent.mkdir(exist_ok=True)
+            (at / kind / f"{name}.png").rename(target)
+    truth = square()
+    truth[0] = 9
+    save(at / "masks/test/f.png", truth)
+    report = data.look(**asked({**THREE, "groups": "folder"}))
+    (said,) = report.warnings
+    assert said.startswith("the class tree occurs only in images held out")
+
+
+def test_blank_masks_are_counted(at):
+    for name in "bc":
+        save(at / f"masks/{name}.png", square(0))
+    save(at / "masks/d.png", square(255, 255))
+    notes = data.look("images", "masks", CLASSES).notes
+    assert any("2 masks of background alone: masks/b.png, masks/c.png" in n for n in notes)
+    assert any("1 mask of house alone: masks/d.png" in n for n in notes)
 
 
 # --- outlines
@@ -1239,6 +1271,13 @@ def labelme_sizeless(at):
     labelme(at, [], imageHeight=None)
 
 
+SUBSET = {**OUTLINES, "classes": {"ground": 0, "house": 3}}
+
+
+def coco_of_two(at):
+    coco(at, [annotation(50, 11, 90, box(40, 0, 48, 5))])
+
+
 WRONG = {**OUTLINES, "classes": {"background": 0, "hose": 7}}
 OUTLINED = [
     (coco_missing, OUTLINES, "warnings", r"names 1 image that the folder does not.*b\.png"),
@@ -1247,11 +1286,12 @@ OUTLINED = [
     (coco_line, OUTLINES, "faults", r"annotation 50 has an outline of fewer than three"),
     (coco_orphan, OUTLINES, "faults", r"annotation 50 belongs to the image 99, which"),
     (coco_category, OUTLINES, "faults", r"annotation 50 belongs to the category 7, which"),
-    (coco_smaller, OUTLINES, "faults", r"annotations\.json is 20x24, its image 40x48"),
+    (coco_smaller, OUTLINES, "faults", r"annotations\.json \(b\.png\) is 20x24, its image 40x48"),
     (coco_torn, OUTLINES, "faults", r"annotations\.json is no whole JSON file .*export"),
     (coco_bare, OUTLINES, "faults", r"lacks what COCO files have \(KeyError: 'categories"),
     (geojson, OUTLINES, "faults", r"annotations\.json holds neither COCO's .*export"),
     (coco_two, {"masks": None}, "faults", r"several files of outlines, .*one\.json.*two"),
+    (coco_of_two, SUBSET, "faults", r"json \(b\.png\) holds tree, which classes does not"),
     (coco, WRONG, "faults", r"no class 'hose' in the outlines \(did you mean house\?\)"),
     (labelme_line, BESIDE, "faults", r"b\.json: shape 2 \(path\) is a linestrip.*polygon"),
     (labelme_sizeless, BESIDE, "faults", r"images/a\.json does not say how large its im"),

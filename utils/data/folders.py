@@ -20,12 +20,13 @@ from utils.data import (
     splitting,
 )
 from utils.data.naming import IGNORE
+from utils.data.pairing import IMAGES, plain
 from utils.data.pictures import read_photo
 from utils.data.report import Report
 from utils.data.survey import Wish, survey
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sets:
     """A reader's images in three parts, each a `Dataset`, and the report on them."""
 
@@ -34,6 +35,13 @@ class Sets:
     test: Dataset
     report: Report
     groups: dict[str, str]  # the group of each image, by its name in `names`
+
+    def __repr__(self):
+        parts = self.train, self.val, self.test
+        return f"Sets({', '.join(f'{part.split}: {len(part)}' for part in parts)})"
+
+    def _repr_markdown_(self):
+        return str(self.report)
 
 
 def folder(
@@ -113,7 +121,7 @@ def load(found):
     for part, own in parts.items():
         names, images, labels = zip(*own)
         sets[part] = Dataset(
-            name=found.wish.images.name,
+            name=title(found.wish.images),
             split=part,
             images=torch.stack(images),
             labels=torch.stack(labels),
@@ -127,6 +135,12 @@ def load(found):
         )
     groups = {name: item.group for item in found.items for name in item.names}
     return Sets(**sets, report=found.report, groups=groups)
+
+
+def title(folder):
+    """A name for the data set: its folder's, or that of what holds "images"."""
+    folder = folder.resolve()
+    return folder.parent.name if plain(folder.name) in IMAGES else folder.name
 
 
 def pieces(found, item):

@@ -207,6 +207,7 @@ class Coding:
     naming: Naming
     by: str  # what counts of a mask: "number", "level" (of a palette) or "colour"
     palette: tuple[tuple[int, int, int], ...]
+    called: tuple[str, ...] = ()  # what outlines call each number
 
     @property
     def names(self):
@@ -241,6 +242,8 @@ class Coding:
         return table[np.searchsorted(known, mask.values)]
 
     def text(self, code):
+        if code < len(self.called):
+            return self.called[code]
         return f"#{code:06X}" if self.by == "colour" else str(code)
 
 
@@ -258,10 +261,10 @@ def codes(known, kind, palette, by):
     return known * 0x010101 if by == "colour" else known
 
 
-def coding(naming, facts):
+def coding(naming, facts, called=()):
     """How a reader's names apply to masks, as a `Coding`.
 
-    facts: of each mask (known values, kind, palette).
+    facts: of each mask (known values, kind, palette). called: see `Coding`.
     """
     by = "colour" if naming.colours else "number"
     palettes = [(k, palette) for k, kind, palette in facts if kind == "palette"]
@@ -271,7 +274,7 @@ def coding(naming, facts):
         said |= {v.code for v in naming.ignored if v != OTHERS}
         if grey and not all(k in said for ks, _ in palettes for k in ks):
             by = "level"
-    return Coding(naming, by, colours(naming, by, palettes))
+    return Coding(naming, by, colours(naming, by, palettes), called)
 
 
 def is_grey(code):

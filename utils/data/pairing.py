@@ -43,6 +43,7 @@ class Listing:
     notes: list[Path] = field(default_factory=list)  # .json
     foreign: list[Path] = field(default_factory=list)  # pictures Pillow does not read
     others: list[Path] = field(default_factory=list)
+    closed: list[Path] = field(default_factory=list)  # folders that may not be read
 
 
 def listing(folder, beside=None):
@@ -51,7 +52,7 @@ def listing(folder, beside=None):
     beside: a folder below it whose files do not count.
     """
     found, kinds = Listing(Path(folder)), picture_endings()
-    for path in walk(Path(folder), beside):
+    for path in walk(Path(folder), beside, found.closed):
         ending = path.suffix.lower()
         if ending in kinds:
             found.pictures.append(path)
@@ -62,8 +63,9 @@ def listing(folder, beside=None):
     return found
 
 
-def walk(folder, beside):
-    """The files below a folder, seen from it; links are followed, each folder once."""
+def walk(folder, beside, closed):
+    """The files below a folder, seen from it; links are followed, each folder once.
+    Folders that may not be read are added to `closed`."""
     files, seen = [], set()
     beside = beside and os.path.realpath(beside)
     for here, folders, names in os.walk(folder, followlinks=True):
@@ -74,8 +76,13 @@ def walk(folder, beside):
         seen.add(real)
         folders[:] = [name for name in folders if not is_junk(name)]
         inside = Path(here).relative_to(folder)
+        closed += [inside / n for n in folders if not is_open(Path(here, n))]
         files += [inside / name for name in names if not is_junk(name)]
     return sorted(files, key=natural)
+
+
+def is_open(folder):
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def is_junk(name):
@@ -98,9 +105,10 @@ def picture_endings():
 def check_folder(path):
     """Why a path is no folder to read from, as a sentence; None if it is one."""
     if path.is_dir():
-        closed = not os.access(path, os.R_OK | os.X_OK)
-        return f"{path} may not be read: give yourself permission (chmod -R u+rX), or "\
-            "ask its owner" if closed else None  # fmt: skip
+        return None if is_open(path) else (
+            f"{path} may not be read: give yourself permission (chmod -R u+rX), or ask "
+            "its owner"
+        )
     if path.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar") and path.exists():
         return f"{path} is packed: unpack it, and name the folder"
     if path.exists():

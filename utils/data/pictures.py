@@ -51,11 +51,18 @@ class Photo:
     def size(self):
         return self.pixels.shape[:2]
 
+    @property
+    def range(self):
+        """The lowest and the highest level, those that are numbers."""
+        levels = self.pixels[np.isfinite(self.pixels)]
+        return (float(levels.min()), float(levels.max())) if levels.size else (0.0, 0.0)
+
     def rgb(self, low=0.0, high=255.0):
         """(H, W, 3) uint8; grey levels of a deep image from low (0) to high (255)."""
         if not self.deep:
             return self.pixels
-        levels = (np.nan_to_num(self.pixels) - low) * (255 / max(high - low, 1e-12))
+        levels = np.nan_to_num(self.pixels, nan=low, posinf=high, neginf=low)
+        levels = (levels - low) * (255 / max(high - low, 1e-12))
         return np.repeat(levels.round().clip(0, 255).astype(np.uint8)[..., None], 3, 2)
 
     def digest(self):
@@ -64,10 +71,12 @@ class Photo:
 
     def thumbnail(self):
         """(SIDE, SIDE, 3) float32, each pixel the mean of what it stands for."""
-        planes = self.pixels if self.pixels.ndim == 3 else self.pixels[..., None]
+        pixels = self.pixels
+        if self.deep:
+            pixels = np.where(np.isfinite(pixels), pixels, self.range[0])[..., None]
         small = [
-            np.asarray(Image.fromarray(planes[..., k]).resize((SIDE, SIDE), Image.BOX))
-            for k in range(planes.shape[2])
+            np.asarray(Image.fromarray(pixels[..., k]).resize((SIDE, SIDE), Image.BOX))
+            for k in range(pixels.shape[2])
         ]
         small = np.stack(small, 2).astype(np.float32)
         return np.broadcast_to(small, (SIDE, SIDE, 3))

@@ -288,4 +288,5 @@ def renamed(classes, names, numbers=None):
             raise Unusable("classes", (
                 f"no class {name!r} in the outlines{like(name, names)}: take their names"
             ))  # fmt: skip
-    return found
+    named = {0, "others"} & set(found.values())
+    return found if named else {"background": 0, **found}

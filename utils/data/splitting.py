@@ -191,9 +191,9 @@ def few(count, groups):
     """The sentence for images that cannot be split in three."""
     if groups is None:
         return (
-            f"there {'is' if count == 1 else 'are'} {counted(count, 'image')} with a "
-            "mask, and three parts (train, val, test) need three at least: label more, "
-            "or cut large ones into files by yourself"
+            f"there {'is' if count == 1 else 'are'} {counted(count, 'different image')} "
+            "with a mask, and three parts (train, val, test) need three at least: label "
+            "more, or cut large ones into several files"
         )
     return (
         f"groups={groups!r} gives {counted(count, 'group')}, and three parts (train, "

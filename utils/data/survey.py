@@ -42,7 +42,7 @@ class Item:
 
     name: str  # the image's path, seen from the folder of images
     image: Path
-    truth: Path
+    truth: str  # where it stands: a file, for COCO's with the image
     read: Callable  # gives the `Mask`
     size: tuple[int, int] = (0, 0)  # height and width, upright
     turn: int = 1  # of the mask, as EXIF tells it of the image
@@ -126,6 +126,7 @@ def find(wish, report):
     if not has_pictures(images, report):
         return [], None
     if files:
+        leave_aside([images], report)
         return outlined(wish, images.pictures, [wish.masks], report)
     if wish.masks:
         masks = pairing.listing(wish.masks)
@@ -163,6 +164,11 @@ def has_pictures(found, report):
 
 def leave_aside(listings, report):
     for found in listings:
+        for path in found.closed:
+            report.fault("closed", (
+                f"{found.folder / path} may not be read: give yourself permission "
+                "(chmod -R u+rX), or ask its owner"
+            ))  # fmt: skip
         for path in found.foreign:
             report.warn("format", (
                 f"{found.folder / path} is in a format that Pillow does not read: save it "
@@ -188,7 +194,7 @@ def painted(wish, root, photos, drawn, report):
         return []
     alone(lone, unused, image_at, mask_at, report)
     return [
-        Item(i.as_posix(), wish.images / i, root / m, lambda m=m: read_mask(root / m))
+        Item(i.as_posix(), wish.images / i, str(root / m), lambda m=m: read_mask(root / m))
         for i, m in found
     ]
 
@@ -257,7 +263,10 @@ def outlined(wish, photos, files, report):
             f"outlines of different classes overlap in {counted(len(crossed), 'image')} "
             f"({some(crossed)}): the smaller one lies on top"
         ))  # fmt: skip
-    items = [Item(i.as_posix(), wish.images / i, o.path, o.mask) for i, o in found]
+    items = [
+        Item(i.as_posix(), wish.images / i, f"{o.path} ({i})" if coco else str(o.path), o.mask)
+        for i, o in found
+    ]
     return items, Named(names, numbers)
 
 
@@ -280,8 +289,7 @@ def scan(item, report):
     item.size, item.digest = photo.size, photo.digest()
     item.thumbnail = photo.thumbnail()
     if photo.deep:
-        fine = photo.pixels[np.isfinite(photo.pixels)]
-        item.levels = (float(fine.min()), float(fine.max())) if fine.size else (0.0, 0.0)
+        item.levels = photo.range
     elif photo.pixels.min() == photo.pixels.max():
         report.warn("one colour", f"{item.image} is of one colour all over: look at it, "
                     "and remove it if it is spoilt")  # fmt: skip
@@ -371,7 +379,7 @@ def meaning(found, named):
             return None
     if len(said.names) > naming.MOST:
         raise Unusable("many", naming.too_many(len(said.names)))
-    coding = naming.coding(said, facts)
+    coding = naming.coding(said, facts, named.names if named else ())
     lost = [item.known[coding.table(item.known, item.kind, item.palette) < 0]
             for item in items]  # fmt: skip
     if any(map(len, lost)):
@@ -507,12 +515,11 @@ def check_sizes(found):
 def divide(found):
     """Gives each item its group and its part."""
     wish, report, items = found.wish, found.report, found.items
-    for item in items:
-        try:
-            item.group = splitting.group_of(item.name, wish.groups)
-        except splitting.Ungrouped as error:
-            report.fault("group", error)
-    own = [item.group for item in items]
+    try:
+        own = [splitting.group_of(item.name, wish.groups) for item in items]
+    except splitting.Ungrouped as error:
+        report.fault("group", error)
+        return
     if isinstance(wish.groups, int):
         own = splitting.blocks(len(items), wish.groups)
     elif wish.groups is None:
@@ -522,6 +529,7 @@ def divide(found):
     groups = [item.group for item in items]
     if len(set(groups)) < 3:
         report.fault("few", splitting.few(len(set(groups)), wish.groups))
+        tell_doubles(found)
         return
     parts = splitting.given(groups) if wish.groups == "folder" else None
     if parts:
@@ -556,7 +564,7 @@ def tell_doubles(found):
             f"{other.image} and {item.image} are one image under two names"
             + ("" if other.drawn == item.drawn else ", with different masks")
             + (f", in {other.part} and in {item.part}" if other.part != item.part else
-               f", both kept in {item.part}")
+               f", both kept in {item.part}" if item.part else "")
             + ": remove one"
         ))  # fmt: skip
 
