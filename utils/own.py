@@ -37,6 +37,7 @@ __all__ = [
     "read", "scores", "threshold", "train", "worst",
 ]  # fmt: skip
 STARTS = "imagenet", "book", "none"
+RECORDED = "deeplab", "pspnet"  # kinds whose chapter has kept its weights
 MOST = 10  # validations of a training
 SHARE = 0.2  # of the time, at most, for validations
 
@@ -131,11 +132,11 @@ def with_weights_of_the_book(net):
     from safetensors.torch import load_file
 
     kind = net.built.kind
-    run = getattr(chapters.load(kind), "MAIN", None)
+    run = getattr(chapters.load(kind), "MAIN", None) if kind in RECORDED else None
     if run is None or not runs.files(run)[1].is_file():
         raise ValueError(
             f"the book has no recorded weights of {kind}: take start='imagenet', or "
-            "kind='deeplab' or 'pspnet'"
+            f"one of the kinds {', '.join(RECORDED)}"
         )
     file, own = runs.files(run)[1], net.state_dict()
     if runs.sha256(file) != runs.read(run).weights["sha256"]:

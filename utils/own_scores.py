@@ -130,22 +130,16 @@ def intervals(found, sums, resamples, seed):
     if count < 2 or not resamples:
         return np.full((2, len(found)), np.nan)
 
-    def statistic(drawn, axis):  # numbers of groups (..., G) -> (K + 1, ...)
-        total = sums[drawn].sum(-3)
-        hits = np.diagonal(total, axis1=-2, axis2=-1)
-        with np.errstate(invalid="ignore"):
-            iou = hits / (total.sum(-1) + total.sum(-2) - hits)
-        return np.moveaxis(np.append(iou, effects.mean_iou(total)[..., None], -1), -1, 0)
-
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(count, np.full(count, 1 / count), resamples)  # (R, G)
+    total = np.tensordot(times, sums, 1)  # (R, K, K)
+    hits = np.diagonal(total, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
-        drawn = stats.bootstrap(
-            (np.arange(count),), statistic, n_resamples=resamples, batch=200,
-            method="percentile", vectorized=True, rng=seed,
-        ).bootstrap_distribution  # fmt: skip
+        iou = hits / (total.sum(1) + total.sum(2) - hits)
+    drawn = np.column_stack([iou, effects.mean_iou(total)])  # (R, K + 1)
+    known, error = np.isfinite(drawn).any(0), np.full(len(found), np.nan)
     # The bootstrap's variance has n groups, not n - 1, below the line.
-    known = np.isfinite(drawn).any(-1)
-    error = np.full(len(found), np.nan)
-    error[known] = np.nanstd(drawn[known], -1) * np.sqrt(count / (count - 1))
+    error[known] = np.nanstd(drawn[:, known], 0) * np.sqrt(count / (count - 1))
     half = stats.t.ppf((1 + effects.LEVEL) / 2, count - 1) * error
     return np.clip(found - half, 0, 1), np.clip(found + half, 0, 1)
 
