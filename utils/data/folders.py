@@ -61,7 +61,7 @@ def folder(
     tile: side of squares, in pixels, into which all is cut; size: a side or (height,
     width) to which all is resized. One of them is needed where sizes differ.
     ignore: a value, a list of values or "others": neither learnt nor scored.
-    held_out: shares of images in val and test; seed: of the split.
+    held_out: shares of val and test, in pixels; seed: of the split.
 
     The data sets hold images (N, 3, H, W) and labels (N, H, W), both uint8; a tile is
     called after its image, "a.jpg@256,0" for the one from row 256 and column 0. Raises

@@ -535,7 +535,10 @@ def divide(found):
     if parts:
         report.note("given", "the folders named train, val and test are the parts")
     else:
-        parts = splitting.split(groups, label_counts(found), wish.held_out, wish.seed)
+        # Resized, each image counts alike; as it is, or in tiles, by its pixels.
+        sizes = [1 if wish.size else item.size[0] * item.size[1] for item in items]
+        counts = label_counts(found)
+        parts = splitting.split(groups, sizes, counts, wish.held_out, wish.seed)
     for item, part in zip(items, parts):
         item.part = part
     tell_doubles(found)
@@ -626,8 +629,8 @@ def tell_classes(found):
     whole = {"all": np.ones(len(items), bool)}
     whole |= {part: np.array([i.part == part for i in items]) for part in parts}
     if parts:
-        report.table(["part", "images", "groups"], [
-            [part, str(own.sum()), str(len({i.group for i, o in zip(items, own) if o}))]
+        report.table(["part", "images", "groups", "pixels"], [
+            of_part(part, [i for i, o in zip(items, own) if o], items)
             for part, own in whole.items()
         ])  # fmt: skip
     rows = []
@@ -639,6 +642,13 @@ def tell_classes(found):
     if not report.faults:
         tell_absent(report, names, counts, whole)
     tell_plain(found, counts)
+
+
+def of_part(part, own, items):
+    """A row of the table of parts."""
+    pixels, everything = (sum(i.size[0] * i.size[1] for i in of) for of in (own, items))
+    groups = len({i.group for i in own})
+    return [part, str(len(own)), str(groups), f"{100 * pixels / everything:.1f} %"]
 
 
 def share(counts, k):
