@@ -49,8 +49,12 @@ def lay_out(name, folder):
     """Writes a data set into a folder, as plain files; returns the arguments of
     `data.folder` that load it. Needs the real data in the data root."""
     folder = Path(folder)
-    {"buildings": buildings, "landcover": landcover, "membranes": membranes}[name](folder)
-    places = {k: folder / ASKED[name][k] for k in ("images", "masks") if k in ASKED[name]}
+    {"buildings": buildings, "landcover": landcover, "membranes": membranes}[name](
+        folder
+    )
+    places = {
+        k: folder / ASKED[name][k] for k in ("images", "masks") if k in ASKED[name]
+    }
     return ASKED[name] | places
 
 
@@ -95,7 +99,9 @@ def main():
             start = time.perf_counter()
             sets = data.folder(**asked)
             seconds = time.perf_counter() - start
-            print(f"\n# {name}: {sets}, {tuple(sets.train.images.shape)}, {seconds:.1f} s")
+            print(
+                f"\n# {name}: {sets}, {tuple(sets.train.images.shape)}, {seconds:.1f} s"
+            )
             print(f"\n{sets.report}")
 
 

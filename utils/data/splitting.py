@@ -45,8 +45,10 @@ def group_of(name, groups):
         return "/".join(kept) or "."
     if groups == "prefix":
         shorter = re.sub(r"[ _.-]+[^ _.-]*$", "", path.stem)
-        return shorter if shorter not in ("", path.stem) else re.sub(
-            r"\d+$", "", path.stem
+        return (
+            shorter
+            if shorter not in ("", path.stem)
+            else re.sub(r"\d+$", "", path.stem)
         )
     found = re.search(groups, name)
     if not found or found[1] is None:
@@ -96,8 +98,8 @@ def joined(groups, digests):
 def split(groups, sizes, counts, held_out, seed):
     """The part of each image: a list of "train", "val", "test".
 
-    groups: of each image; sizes: (N,) how much each counts, such as its pixels; counts:
-    (N, K) pixels of each class in it. Of many random splits by whole groups the one is
+    groups: of each image; sizes: (N,) how much each counts; counts: (N, K) pixels of
+    each class in it. Of many random splits by whole groups the one is
     taken that comes closest to the shares `held_out` (of val and of test) and to the
     whole's shares of classes in each part, and that leaves no class out of training.
     The same for the same seed.
@@ -139,7 +141,7 @@ def distance(parts, weights, pixels, held_out):
     for part, share in enumerate(wanted):
         own = pixels[parts == part].sum(0)
         cost += abs(weights[parts == part].sum() - share)
-        cost += abs(own / max(own.sum(), 1) - whole).sum() / 4
+        cost += abs(own / max(own.sum(), 1) - whole).sum() / 2
         if part == 0:
             cost += ((own == 0) & (whole > 0)).sum()
     return cost
