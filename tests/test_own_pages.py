@@ -119,7 +119,9 @@ def test_what_is_no_network_is_named(chromium, exported, tmp_path):
     assert "three files of one network together" in give(tab, [graph, weights])
     assert "There is no .json" in tab.said
     (tmp_path / "b.onnx").write_bytes(b"")
-    assert "There are several .onnx" in give(tab, [graph, weights, manifest, tmp_path / "b.onnx"])
+    assert "There are several .onnx" in give(
+        tab, [graph, weights, manifest, tmp_path / "b.onnx"]
+    )
     told = json.loads(manifest.read_text())
     for wrong in (
         "no json", "{}", "[]", "null",
