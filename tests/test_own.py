@@ -15,9 +15,12 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from torch import nn
 
-from utils import data, live, metrics, own, outlines, predict, runs, training
+from utils import (
+    chapters, data, live, metrics, outlines, own, own_network, own_training, predict,
+    runs, training,
+)  # fmt: skip
 from utils.data import Dataset
-from utils.own_scores import Scores, groups_of, intervals, marked
+from utils.own_scores import Curve, Scores, groups_of, intervals, marked
 
 
 @dataclass
@@ -34,7 +37,9 @@ def sets_of(name, size=64):
     second = data.load(name, "val", size, "sample")
     half = len(second) // 2
     val, test = torch.arange(half), torch.arange(half, len(second))
-    return Splits(first, own.taken(second, val), own.taken(second, test))
+    return Splits(
+        first, own_training.taken(second, val), own_training.taken(second, test)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +66,7 @@ def same(first, second):
 # The network
 
 
-@pytest.mark.parametrize("kind", own.KINDS)
+@pytest.mark.parametrize("kind", own_network.KINDS)
 @pytest.mark.parametrize("name", ["landcover", "membranes"])
 def test_networks_answer_at_the_size_of_the_images(kind, name):
     sets = sets_of(name)
@@ -87,7 +92,7 @@ def test_the_book_s_weights_come_but_for_the_last_layer(name, channels):
     sets = sets_of(name)
     net = own.network(sets, "deeplab", "book", width=128)
     new = own.network(sets, "deeplab", "none", width=128)
-    kept = runs.files(own.chapters.load("deeplab").MAIN)[1]
+    kept = runs.files(chapters.load("deeplab").MAIN)[1]
     from safetensors.torch import load_file
 
     recorded, own_state, fresh = load_file(kept), net.state_dict(), new.state_dict()
@@ -131,12 +136,12 @@ def test_it_learns_and_says_how_long_before_it_starts(monkeypatch):
 
 def test_minutes_become_steps(monkeypatch):
     sets, net = sets_of("buildings"), network(sets_of("buildings"))
-    monkeypatch.setattr(own, "measured", lambda *_: (0.5, 2.0))
+    monkeypatch.setattr(own_training, "measured", lambda *_: (0.5, 2.0))
     marked_sets = marked(sets.train), marked(sets.val)
-    made = own.made_plan(net, *marked_sets, 1, None, {}, lambda _: None)
+    made = own_training.made_plan(net, *marked_sets, 1, None, {}, lambda _: None)
     assert (made.steps, made.every) == (2 * (60 - 6 * 2), 16)  # 6 validations: 12 s
-    monkeypatch.setattr(own, "measured", lambda *_: (1e9, 1e9))
-    made = own.made_plan(net, *marked_sets, 1, None, {}, lambda _: None)
+    monkeypatch.setattr(own_training, "measured", lambda *_: (1e9, 1e9))
+    made = own_training.made_plan(net, *marked_sets, 1, None, {}, lambda _: None)
     assert (made.steps, made.every) == (4, 2)  # never none
 
 
@@ -155,7 +160,7 @@ def test_resumed_equals_uninterrupted(tmp_path, after):
             raise Interrupted
 
     armed = []
-    monkeyed = own.made_plan
+    monkeyed = own_training.made_plan
 
     def arm(*arguments):
         plan = monkeyed(*arguments)
@@ -164,12 +169,12 @@ def test_resumed_equals_uninterrupted(tmp_path, after):
 
     training.after_step.append(stop)
     try:
-        own.made_plan = arm
+        own_training.made_plan = arm
         with pytest.raises(Interrupted):
             train(cut, sets, folder=tmp_path)
     finally:
         training.after_step.remove(stop)
-        own.made_plan = monkeyed
+        own_training.made_plan = monkeyed
     found, said = train(again, sets, folder=tmp_path)
     assert "holds this training, 8 steps: it goes on" in said[0]
     assert found.losses == expected.losses and found.scores == expected.scores
@@ -203,7 +208,7 @@ def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
             return given[-1]
         return 0.0
 
-    measuring, measured = [], own.measured
+    measuring, measured = [], own_training.measured
 
     def measure(*arguments):
         measuring.append(1)
@@ -211,8 +216,8 @@ def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
         measuring.clear()
         return found
 
-    monkeypatch.setattr(own, "validated", validated)
-    monkeypatch.setattr(own, "measured", measure)
+    monkeypatch.setattr(own_training, "validated", validated)
+    monkeypatch.setattr(own_training, "measured", measure)
     net = network(sets)
     how = dict(folder=tmp_path, steps=20, patience=3)
     history, said = train(net, sets, **how)
@@ -226,7 +231,7 @@ def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
 
 
 def test_no_patience_trains_to_the_end(monkeypatch):
-    monkeypatch.setattr(own, "validated", lambda *_: 0.5)
+    monkeypatch.setattr(own_training, "validated", lambda *_: 0.5)
     sets = sets_of("membranes")
     history, _ = train(network(sets), sets, steps=12, patience=None)
     assert history.steps == 12
@@ -237,7 +242,7 @@ def test_sets_without_a_use_are_named():
     void = replace(sets.val, labels=torch.full_like(sets.val.labels, 255))
     with pytest.raises(ValueError, match="'val' has no pixel with a class"):
         train(network(sets), replace_set(sets, val=void))
-    empty = own.taken(sets.val, torch.arange(0))
+    empty = own_training.taken(sets.val, torch.arange(0))
     with pytest.raises(ValueError, match="'val' has no images"):
         train(network(sets), replace_set(sets, val=empty))
 
@@ -288,9 +293,7 @@ def test_scores_are_those_of_the_metrics():
     table = metrics.confusion_matrix(labels, truth, 3, 255)
     assert found.iou.tolist() == metrics.iou(table).tolist()
     assert found.mean == pytest.approx(metrics.mean_iou(table))
-    assert found.shares.tolist() == pytest.approx(
-        (table.sum(1) / table.sum()).tolist()
-    )
+    assert found.shares.tolist() == pytest.approx((table.sum(1) / table.sum()).tolist())
     assert ((found.low < [*found.iou, found.mean]) & (found.high < 1)).all()
     text = str(found).splitlines()
     assert text[0].split() == ["class", "IoU", "95", "%", "interval", "pixels"]
@@ -320,7 +323,7 @@ def test_intervals_hold_what_they_say():
 
 def test_scores_of_groups_and_of_one_image():
     dataset = told(random_labels(0), random_labels(1))
-    single = own.scores(Told(2), own.taken(dataset, torch.arange(1)))
+    single = own.scores(Told(2), own_training.taken(dataset, torch.arange(1)))
     assert np.isnan(single.low).all() and "gives no interval" in str(single)
     grouped = own.scores(Told(2), dataset, groups=[k // 3 for k in range(12)])
     assert "12 images in 4 groups; intervals are over groups" in str(grouped)
@@ -368,7 +371,9 @@ def test_threshold_is_the_best_of_all():
         guess = (levels / 255 > at).long()
         return metrics.iou(metrics.confusion_matrix(guess, truth, 2, 255))[1].item()
 
-    assert iou(found) == pytest.approx(max(iou(k / 1000) for k in range(1000)), abs=1e-9)
+    assert iou(found) == pytest.approx(
+        max(iou(k / 1000) for k in range(1000)), abs=1e-9
+    )
     assert 0.2 < found < 0.5
     score = own.scores(Levels(), dataset, threshold=found)
     assert score.iou[1] == pytest.approx(iou(found), abs=2e-3)
@@ -387,7 +392,7 @@ def test_learning_curve_takes_nested_groups_and_the_same_steps(monkeypatch):
     def trained(net, part, **how):
         seen.append((part.train.names, how))
 
-    monkeypatch.setattr(own, "train", trained)
+    monkeypatch.setattr(own_training, "train", trained)
     curve = own.learning_curve(
         sets, "ternausnet", steps=7, start="none", groups=lambda n: int(n[-3:]) // 4
     )
@@ -398,7 +403,8 @@ def test_learning_curve_takes_nested_groups_and_the_same_steps(monkeypatch):
     )
     for found in names:
         assert all(
-            {n for n in sets.train.names if int(n[-3:]) // 4 == int(m[-3:]) // 4} <= found
+            {n for n in sets.train.names if int(n[-3:]) // 4 == int(m[-3:]) // 4}
+            <= found
             for m in found
         )
     assert {how["steps"] for _, how in seen} == {7}
@@ -414,10 +420,10 @@ def test_a_curve_says_whether_more_images_help():
         bad[k, : k % 5] = 0
         good[k, : k % 3] = 0
     few, many = (own.scores(Told(2), told(labels, truth)) for labels in (bad, good))
-    assert "help: shows" in own.Curve([5, 10], [few, many]).sentence()
-    assert "the opposite shows" in own.Curve([5, 10], [many, few]).sentence()
+    assert "help: shows" in Curve([5, 10], [few, many]).sentence()
+    assert "the opposite shows" in Curve([5, 10], [many, few]).sentence()
     small = [own.scores(Told(2), told(x[:3], truth[:3])) for x in (bad, good)]
-    assert "not resolved" in own.Curve([5, 10], small).sentence()
+    assert "not resolved" in Curve([5, 10], small).sentence()
 
 
 # Tiles
@@ -446,7 +452,9 @@ class Strided(Near):
     def forward(self, pixels):
         coarse = self.layers[0](pixels)[..., ::32, ::32].repeat_interleave(32, -1)
         coarse = coarse.repeat_interleave(32, -2)
-        return self.layers(pixels) + coarse[:, :3, : pixels.shape[-2], : pixels.shape[-1]]
+        return (
+            self.layers(pixels) + coarse[:, :3, : pixels.shape[-2], : pixels.shape[-1]]
+        )
 
 
 def noise(height, width, channels=3, seed=0):
@@ -481,7 +489,9 @@ def test_a_step_between_tiles_becomes_a_slope():
 
     class Mean(nn.Module):
         def forward(self, pixels):
-            level = pixels.mean((1, 2, 3), keepdim=True).expand(-1, 1, *pixels.shape[2:])
+            level = pixels.mean((1, 2, 3), keepdim=True).expand(
+                -1, 1, *pixels.shape[2:]
+            )
             return torch.cat([10 * level, -10 * level], 1)
 
     image = torch.zeros(3, 64, 600, dtype=torch.uint8)
@@ -521,10 +531,13 @@ def test_fitting_sides():
 # A folder
 
 
+PALETTE = (1, 2, 3), (200, 10, 10), (0, 99, 0)
+
+
 def known(net, classes=("sky", "house", "tree")):
     """The network with what `predict_folder` asks for."""
-    palette = ((1, 2, 3), (200, 10, 10), (0, 99, 0))[: len(classes)]
-    net.built = own.Built("near", "none", 3, classes, palette, 8)
+    palette = PALETTE[: len(classes)]
+    net.built = own_network.Built("near", "none", 3, classes, palette, 8)
     return net
 
 
@@ -562,7 +575,7 @@ def test_a_folder_becomes_masks_probabilities_and_outlines(photos, tmp_path, cap
     image = predict.read_picture(photos / "far away/Ü b.png", 3)
     expected = predict.probabilities(net, image, 96, 16)
     with Image.open(out / "masks/far away/Ü b.png") as mask:
-        assert mask.mode == "P" and mask.getpalette()[:9] == [1, 2, 3, 200, 10, 10, 0, 99, 0]
+        assert mask.mode == "P" and tuple(mask.getpalette()[:9]) == sum(PALETTE, ())
         assert np.array_equal(np.array(mask), expected.argmax(0))
     with np.load(out / "probabilities/far away/Ü b.npz") as kept:
         assert np.abs(kept["probability"] - expected.numpy()).max() < 1e-3
@@ -790,7 +803,7 @@ def test_fifteen_lines_of_onnxruntime_give_pytorch_s_labels(exported, tmp_path):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("kind", own.KINDS)
+@pytest.mark.parametrize("kind", own_network.KINDS)
 @pytest.mark.parametrize("name", ["landcover", "membranes"])
 def test_every_kind_is_exported(kind, name, tmp_path):
     sets = sets_of(name, 97)
@@ -819,3 +832,82 @@ def test_damaged_and_missing_networks_are_named(exported, tmp_path):
         own.read(tmp_path)
     with pytest.raises(ValueError, match="a threshold is for two classes, not 5"):
         own.export(*exported[:2], tmp_path, threshold=0.4)
+
+
+# The command
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """As if `data.folder` had read two folders; gives what it was asked for."""
+    asked = []
+
+    def read(*folders, **how):
+        asked.append((folders, how))
+        sets = sets_of("buildings")
+        sets.report = "22 images of two classes"
+        return sets
+
+    monkeypatch.setattr(data, "folder", read, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "masks"):
+        (tmp_path / name).mkdir()
+    return asked
+
+
+SHORT = "--steps", "2", "--network", "ternausnet", "--start", "none"
+
+
+def test_the_command_does_all_of_it(folder, tmp_path, capsys):
+    names = ["photos", "masks", "--classes", "ground=0, house=#3C1098", *SHORT]
+    assert own.main(names) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "22 images of two classes", "2 steps of 2 crops", "On the test images:",
+        "Threshold of building, from val", "All is in own: ",
+    ):  # fmt: skip
+        assert part in said
+    asked = {"ground": 0, "house": "#3C1098"}
+    assert folder == [
+        (("photos", "masks"), {"classes": asked, "groups": None, "tile": None})
+    ]
+    found = {
+        f.relative_to(tmp_path / "own").as_posix()
+        for f in (tmp_path / "own").rglob("*") if f.is_file()
+    }  # fmt: skip
+    masks = {f"test/masks/{name}.png" for name in sets_of("buildings").test.names}
+    assert found == masks | {
+        "plan.json", "training.pt", "scores.txt", "test/coco.json",
+        "network/network.json", "network/network.onnx", "network/network.safetensors",
+    }  # fmt: skip
+    assert (tmp_path / "own/scores.txt").read_text().strip() in said
+    assert list((tmp_path / "photos").iterdir()) == []
+    assert own.main(names) == 1
+    assert "own holds a training: --resume goes on with it" in capsys.readouterr().err
+
+
+def test_the_command_resumes(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(own, "export", lambda *_: None)
+    names = ["photos", "masks", "--out", "o", *SHORT]
+    assert own.main(names) == 0 and own.main([*names, "--resume"]) == 0
+    assert "o holds this training, 2 steps" in capsys.readouterr().out
+
+
+def test_the_command_names_what_is_wrong(folder, monkeypatch, capsys):
+    def broken(*folders, **how):
+        raise data.DataError("photos/a.png has no mask: add masks/a.png")
+
+    for out in ("photos", "photos/own", "masks/own"):
+        assert own.main(["photos", "masks", "--out", out]) == 1
+        assert f"--out {out} lies in" in capsys.readouterr().err
+    monkeypatch.setattr(data, "folder", broken)
+    assert own.main(["photos", "masks"]) == 1
+    assert capsys.readouterr().err == "photos/a.png has no mask: add masks/a.png\n"
+    with pytest.raises(SystemExit):
+        own.main([])
+    assert "IMAGES" in capsys.readouterr().err
+
+
+def test_classes_of_the_command_line():
+    assert own.chosen_classes("classes.json") == "classes.json"
+    assert own.chosen_classes("a=b=1,c=#00FF00") == {"a=b": 1, "c": "#00FF00"}

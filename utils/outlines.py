@@ -66,6 +66,12 @@ def area(ring):
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
 
+def turned(ring, way):
+    """The ring, counter-clockwise (1) or clockwise (-1): outlines are the one, holes
+    the other (RFC 7946)."""
+    return ring if area(ring) * way > 0 else ring[::-1]
+
+
 def geojson(labels, classes, kept, file=None):
     """Labels (H, W) as a FeatureCollection of polygons with holes, one for each object.
 
@@ -74,9 +80,8 @@ def geojson(labels, classes, kept, file=None):
     place, system = placed(file)
     features = []
     for thing in things(labels, kept):
-        lines = [on_map(ring, place) for ring in rings(thing)]
-        # The outline counter-clockwise, holes the other way (RFC 7946).
-        lines = [r if (area(r) > 0) == (k == 0) else r[::-1] for k, r in enumerate(lines)]
+        outline, *holes = (on_map(ring, place) for ring in rings(thing))
+        lines = [turned(outline, 1), *(turned(hole, -1) for hole in holes)]
         features.append(
             {
                 "type": "Feature",

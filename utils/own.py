@@ -7,418 +7,115 @@
     own.predict_folder(net, "more photos", "own/predictions")
     own.export(net, sets, "own/network")
 
-The networks are the book's own, on EfficientNet-Lite0. `python -m utils.own --help`
-does all of it from a terminal.
+`python -m utils.own --help` does all of it from a terminal.
 """
 
-import copy
-import json
-import math
+import argparse
 import sys
-import tempfile
-import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import torch
-
-from utils import chapters, encoders, runs, runtime, scenes, training
-from utils.checkpoints import load_weights, replacing
-from utils.data.augment import Augment
-from utils.fingerprint import fingerprint
+from utils import data
+from utils.checkpoints import replacing
 from utils.own_export import export, lines, read
-from utils.own_scores import Curve, groups_of, marked, scores, threshold, worst
-from utils.predict import fitting, predict_folder, predict_set
+from utils.own_network import KINDS, STARTS, network
+from utils.own_scores import scores, threshold, worst
+from utils.own_training import duration, learning_curve, train
+from utils.predict import predict_folder, predict_set
 
 __all__ = [
     "export", "learning_curve", "lines", "network", "predict_folder", "predict_set",
     "read", "scores", "threshold", "train", "worst",
 ]  # fmt: skip
-STARTS = "imagenet", "book", "none"
-RECORDED = "deeplab", "pspnet"  # kinds whose chapter has kept its weights
-MOST = 10  # validations of a training
-SHARE = 0.2  # of the time, at most, for validations
+FAULTS = (
+    ValueError, ImportError, OSError, data.DataError, MemoryError, FloatingPointError,
+)  # fmt: skip
 
 
-# --- the network
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a network was built as and for: `network.built`."""
-
-    kind: str
-    start: str
-    channels: int  # of the images
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    width: int
-
-
-def deeplab(classes, encoder, width):
-    """DeepLab v3+ as in the recorded run: much context, edges from stride 4."""
-    return chapters.load("deeplab").DeepLabV3Plus(
-        classes, encoder(output_stride=8, maps=4), (4, 8, 12), width,
-        separable=True, dropout=0.1, align_corners=True,
-    )  # fmt: skip
-
-
-def pspnet(classes, encoder, width):
-    """PSPNet as in the recorded run: the whole scene in a pyramid, coarse edges."""
-    body = encoder(output_stride=8, maps=4)
-    return chapters.load("pspnet").PSPNet(classes, body, width=width, aux=False)
-
-
-def refinenet(classes, encoder, width):
-    """Light-Weight RefineNet: quick, edges from stride 4."""
-    return chapters.load("refinenet").RefineNet(
-        classes, encoder(), width=width, deepest=width, light=True, dropout=0.1
+def main(arguments=None):
+    """From two folders to a network: look, train, score, predict the test images,
+    export. Returns the exit status."""
+    told = arguments_of(arguments)
+    out, classes = Path(told.out), told.classes and chosen_classes(told.classes)
+    how = {"classes": classes, "groups": told.groups, "tile": told.tile}
+    try:
+        for folder in filter(None, (told.images, told.masks)):
+            if out.resolve().is_relative_to(Path(folder).resolve()):
+                raise ValueError(f"--out {out} lies in {folder}: name one beside it")
+        if (out / "plan.json").exists() and not told.resume:
+            raise ValueError(
+                f"{out} holds a training: --resume goes on with it, --out names "
+                "another folder"
+            )
+        sets = data.folder(told.images, told.masks, **how)
+        print(sets.report)
+        net = network(sets, told.network, told.start)
+        history = train(net, sets, told.minutes, told.steps, out)
+        found = scores(net, sets.test)
+        limit = threshold(net, sets.val) if len(sets.train.classes) == 2 else None
+        report = as_report(sets, history, found, limit)
+        print(report)
+        predict_set(net, sets.test, out / "test", ("mask", "coco"), limit)
+        export(net, sets, out / "network")
+        with replacing(out / "scores.txt") as file:
+            file.write(f"{report}\n".encode())
+    except FAULTS as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(
+        f"\nAll is in {out}: test/masks, predictions of the held-out images; network, "
+        "what onnxruntime and the live element open; training.pt, for --resume; "
+        "scores.txt."
     )
+    return 0
 
 
-def ternausnet(classes, encoder, width):
-    """The U-Net-like decoder of TernausNetV2, up to single pixels: fine detail."""
-    chapter = chapters.load("ternausnetv2")
-    return chapter.TernausNetV2(encoder(maps=4), classes=classes, filters=width // 8)
-
-
-KINDS = {one.__name__: one for one in (deeplab, pspnet, refinenet, ternausnet)}
-
-
-def network(sets, kind="deeplab", start="imagenet", width=None, seed=0):
-    """One of the book's networks with as many classes as the sets have.
-
-    images (B, C, H, W), normalised -> logits (B, K, H, W), C and K those of
-    `sets.train`. kind: "deeplab", "pspnet", "refinenet", or "ternausnet" for the finest
-    detail. start: "imagenet", the encoder's weights from there; "book", those of the
-    recorded run (deeplab and pspnet), but for the last layer, which is new; "none".
-    width: channels of the decoder. seed: of the new layers.
-
-    Raises ValueError for an unknown kind or start, and for "book" without a record.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"no network {kind!r}; there are: {', '.join(KINDS)}")
-    if start not in STARTS:
-        raise ValueError(f"no start {start!r}; there are: {', '.join(STARTS)}")
-    one = sets.train
-    width = width or runtime.choose(gpu=128, cpu=128, smoke=16)
-    built = Built(kind, start, one.images.shape[1], one.classes, one.palette, width)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = build(built)
-    return with_weights_of_the_book(net) if start == "book" else net
-
-
-def build(built, pretrained=None):
-    """The network of a `Built`; pretrained: of its encoder, by default unless its start
-    is "none"."""
-    pretrained = built.start != "none" if pretrained is None else pretrained
-
-    def encoder(**options):
-        return encoders.build(
-            "lite0", built.channels, pretrained=pretrained, **options
-        )
-
-    net = KINDS[built.kind](len(built.classes), encoder, built.width)
-    net.built = built
-    return net
-
-
-def with_weights_of_the_book(net):
-    """The network with what fits of its chapter's recorded weights; the last layer
-    stays new, as its classes are others."""
-    from safetensors.torch import load_file
-
-    kind = net.built.kind
-    run = getattr(chapters.load(kind), "MAIN", None) if kind in RECORDED else None
-    if run is None or not runs.files(run)[1].is_file():
-        raise ValueError(
-            f"the book has no recorded weights of {kind}: take start='imagenet', or "
-            f"one of the kinds {', '.join(RECORDED)}"
-        )
-    file, own = runs.files(run)[1], net.state_dict()
-    if runs.sha256(file) != runs.read(run).weights["sha256"]:
-        raise ValueError(f"{file} is damaged: fetch it again with git checkout")
-    found = load_file(file)
-    first, last = next(iter(own)), list(own)[-1].rpartition(".")[0]
-    found[first] = encoders.widen(found[first].float(), net.built.channels)
-    fits = {
-        name: value
-        for name, value in found.items()
-        if name in own and value.shape == own[name].shape
-        and not name.startswith(f"{last}.")
-    }  # fmt: skip
-    net.load_state_dict(own | fits)
-    return net
-
-
-# --- training
-
-
-@dataclass(frozen=True)
-class Plan(scenes.Recipe):
-    """The recipe of a training: that of the street scenes, and when it may end early.
-
-    flip: axes along which images may be mirrored; "hv" for what has no up, as from the
-    air. rotate: by at most so many degrees. patience: validations without a better
-    score, behind which training stops; None: never.
-    """
-
-    flip: str = "h"
-    rotate: float = 0.0
-    patience: int | None = 5
-    clip: float = 1.0
-
-
-def train(net, sets, minutes=10, steps=None, folder=None, say=print, **settings):
-    """Trains a network on `sets.train`; returns its `History`, mean IoU on `sets.val`.
-
-    minutes: as many steps as fit into them here, told by a few that are measured
-    first; or `steps`. settings: of `Plan`, as batch=2, crop=(225, 225), flip="hv",
-    patience=None. At the end the network has the weights that were best on val.
-
-    folder: where the training is kept. Interrupted, it goes on from there when `train`
-    is called again with the same; finished, it is read back. A training of something
-    else there: ValueError; so is a set without images or labels.
-    """
-    check(sets)
-    train_set, val_set = marked(sets.train), marked(sets.val)
-    net.to(runtime.device())
-    with kept(folder) as place:
-        asked = fingerprint(
-            repr(net), vars(net.built), minutes, steps, settings, runtime.device().type,
-            *(x for one in (train_set, val_set) for x in (one.images, one.labels)),
-        )  # fmt: skip
-        plan = read_plan(place, asked)
-        if plan is None:
-            plan = made_plan(net, train_set, val_set, minutes, steps, settings, say)
-            write_plan(place, asked, plan)
-        else:
-            say(f"{place} holds this training, {plan.steps:,} steps: it goes on there.")
-        return fitted(net, train_set, val_set, plan, place / "training.pt", say)
-
-
-def check(sets):
-    for name in ("train", "val"):
-        one = getattr(sets, name)
-        if not len(one):
-            raise ValueError(f"the set {name!r} has no images: hold out fewer or more")
-        if one.ignore is not None and bool((one.labels == one.ignore).all()):
-            raise ValueError(f"the set {name!r} has no pixel with a class: see masks")
-
-
-@contextmanager
-def kept(folder):
-    """A folder for a training: the given one, or one that is gone afterwards."""
-    if folder is not None:
-        runtime.check_writable(Path(folder))
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory() as place:
-        yield Path(place)
-
-
-def read_plan(folder, asked):
-    """The `Plan` in a folder, None if there is none; ValueError for another training's.
-    """
-    file = folder / "plan.json"
-    if not file.is_file():
-        return None
-    told = json.loads(file.read_text(encoding="utf-8"))
-    if told["asked"] != asked:
-        raise ValueError(
-            f"{folder} holds a training of other images, another network or other "
-            "settings: give another folder, or remove this one"
-        )
-    plan = {k: tuple(v) if isinstance(v, list) else v for k, v in told["plan"].items()}
-    return Plan(**plan)
-
-
-def write_plan(folder, asked, plan):
-    with replacing(folder / "plan.json") as file:
-        file.write(json.dumps({"asked": asked, "plan": asdict(plan)}).encode())
-
-
-def made_plan(net, train_set, val_set, minutes, steps, settings, say):
-    """A `Plan` that takes as long as it may, and says how long that is."""
-    sides = train_set.images.shape[-2:]
-    largest = runtime.choose(gpu=353, cpu=225, smoke=65)
-    plan = Plan(
-        batch=runtime.choose(gpu=8, cpu=4, smoke=2),
-        steps=1,
-        every=0,
-        crop=tuple(fitting(net, min(side, largest), down=True) for side in sides),
+def arguments_of(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.own", description=" ".join(main.__doc__.split()[:-4])
     )
-    plan = replace(plan, **settings)
-    step, validation = measured(net, train_set, val_set, plan)  # seconds
-    count = MOST
-    if steps is None:
-        time_left = 60 * minutes
-        count = max(2, min(MOST, int(SHARE * time_left / validation)))
-        steps = max(2 * count, int((time_left - count * validation) / step))
-    plan = replace(plan, steps=steps, every=plan.every or math.ceil(steps / count))
-    seconds = steps * step + math.ceil(steps / plan.every) * validation
-    height, width = plan.crop
-    say(
-        f"{steps:,} steps of {plan.batch} crops of {height} x {width} pixels: about "
-        f"{duration(seconds)} on {runtime.device_name()}, where a step took "
-        f"{step:.2g} seconds."
-    )
-    return plan
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="the folder with the images")
+    add("masks", metavar="MASKS", nargs="?", help="the folder of the masks, or a file")
+    add("--classes", help="a labelling tool's file, or sky=0,house=255,road=#3C1098")
+    add("--network", default="deeplab", choices=list(KINDS))
+    add("--start", default="imagenet", choices=STARTS, help="where weights come from")
+    add("--minutes", type=float, default=10, help="of training")
+    add("--steps", type=int, help="of training, instead of minutes")
+    add("--groups", help="folder, prefix, or a regular expression: what to hold apart")
+    add("--tile", type=int, help="cut images into tiles of so many pixels a side")
+    add("--out", default="own", help="the folder for all that is made")
+    add("--resume", action="store_true", help="go on with the training in it")
+    return parser.parse_args(arguments)
 
 
-def measured(net, train_set, val_set, plan, steps=3):
-    """The seconds of one step and of one validation here, measured on a copy."""
-    trial, few = copy.deepcopy(net), replace(val_set, images=val_set.images[:2])
-    learn = SimpleNamespace(**learning(trial, train_set, plan))
-    step = math.inf
-    for count in (1, steps):  # the first one also prepares what is prepared once
-        start = time.perf_counter()
-        training.fit(trial, *vars(learn).values(), count, progress=False)
-        step = (time.perf_counter() - start) / count
-    start = time.perf_counter()
-    validated(trial, replace(few, labels=val_set.labels[:2]))
-    return step, (time.perf_counter() - start) / len(few) * len(val_set)
-
-
-def learning(net, train_set, plan):
-    """What `training.fit` takes of a network, a data set and a plan."""
+def chosen_classes(text):
+    """The classes of the command line: {name: mask value} for "sky=0,house=#3C1098", or
+    the text, which then names a file."""
+    if "=" not in text:
+        return text
+    pairs = (pair.rpartition("=") for pair in text.split(","))
     return {
-        "sample": batches(train_set, net.encoder, plan),
-        "loss": scenes.scene_loss(train_set, plan.aux, plan.softening),
-        "optimizer": scenes.optimizer(net, plan),
+        name.strip(): int(value) if value.strip().isdigit() else value.strip()
+        for name, _, value in pairs
     }
 
 
-def batches(dataset, encoder, plan):
-    """A function that draws (images (B, C, h, w), labels (B, h, w)) by a generator.
-
-    The images stay where they are, as there may be many; a batch goes to the device.
-    """
-    device = runtime.device()
-    augment = Augment(
-        plan.crop, plan.flip, plan.rotate, plan.scale,
-        brightness=plan.brightness, contrast=plan.brightness,
-    )  # fmt: skip
-
-    def sample(generator):
-        i = torch.randint(len(dataset), (plan.batch,), generator=generator)
-        batch = dataset.images[i].to(device), dataset.labels[i].to(device)
-        pixels, targets = augment(*batch, generator=generator)
-        return encoder.normalise(pixels), targets
-
-    return sample
+def as_report(sets, history, found, limit):
+    """What a training came to, as text."""
+    step, best = history.best
+    names = sets.test.names or range(len(sets.test))
+    lines = [
+        f"{history.steps:,} steps in {duration(history.seconds)}; the best mean IoU on "
+        f"val, {best:.3f}, is that of step {step:,}.",
+        "",
+        "On the test images:",
+        str(found),
+        f"Worst: {', '.join(str(names[number]) for number in worst(found, 3))}.",
+    ]
+    if limit is not None:
+        lines.append(f"Threshold of {sets.test.classes[1]}, from val: {limit:.3f}.")
+    return "\n".join(lines)
 
 
-def validated(net, val_set):
-    """Mean IoU."""
-    return scores(net, val_set, resamples=0).mean
-
-
-class Enough(Exception):
-    """Training may stop."""
-
-
-def enough(values, patience):
-    """Whether the last `patience` scores are all no better than one before."""
-    known = [-math.inf if math.isnan(value) else value for value in values]
-    if patience is None or not known:
-        return False
-    return len(known) - 1 - known.index(max(known)) >= patience
-
-
-def fitted(net, train_set, val_set, plan, file, say):
-    """Trains by the plan, or reads back what is there, until it has been enough.
-
-    To stop, an exception is raised in the step behind a validation: by then the
-    checkpoint holds that validation and the best weights.
-    """
-    done = load_weights(file)["history"]["scores"] if file.is_file() else []
-    values = [score for _, score in done]
-
-    def evaluate(model):
-        values.append(validated(model, val_set))
-        return values[-1]
-
-    def watch(step, loss):
-        if enough(values, plan.patience):
-            raise Enough
-
-    if not enough(values, plan.patience):
-        training.after_step.append(watch)
-        try:
-            return training.fit(
-                net, **learning(net, train_set, plan), steps=plan.steps,
-                evaluate=evaluate, every=plan.every, warmup=min(50, plan.steps // 10),
-                clip=plan.clip, seed=plan.seed, checkpoint=file,
-            )  # fmt: skip
-        except Enough:
-            pass
-        finally:
-            training.after_step.remove(watch)
-    state = load_weights(file)
-    net.load_state_dict(state["best_weights"])
-    net.eval()
-    history = training.History(**state["history"])
-    step, score = history.best
-    say(
-        f"Stopped at step {history.steps:,} of {plan.steps:,}: {plan.patience} "
-        f"validations brought nothing better than {score:.3f} at step {step:,}."
-    )
-    return history
-
-
-def duration(seconds):
-    """In words: "40 seconds", "about" is left to the caller."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} second{'s' * (round(seconds) > 1)}"
-    minutes = round(seconds / 60)
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-
-
-# --- would more images help?
-
-
-def learning_curve(
-    sets, kind="deeplab", parts=(0.25, 0.5, 1), steps=200, groups=None, seed=0,
-    start="imagenet", say=print, **settings,
-):  # fmt: skip
-    """How the score on val grows with the images to learn from: a `Curve` to print.
-
-    A network is trained anew on each of `parts` of the training images, the smaller
-    ones inside the larger, each with the same number of steps. groups: of each image of
-    `sets.train`, as in `scores`; whole groups are taken. settings: as in `train`.
-    """
-    numbers = nested(groups_of(sets.train, groups), parts, seed)
-    found = []
-    for chosen in numbers:
-        part = SimpleNamespace(train=taken(sets.train, chosen), val=sets.val)
-        net = network(part, kind, start)
-        options = {"patience": None, "seed": seed} | settings
-        train(net, part, steps=steps, say=say, **options)
-        found.append(scores(net, sets.val))
-    return Curve([len(chosen) for chosen in numbers], found)
-
-
-def nested(groups, parts, seed):
-    """For each part the numbers of its images: whole groups, the same ones first."""
-    names = sorted(set(groups))
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
-    drawn = [n for k in order for n, g in enumerate(groups) if g == names[k]]
-    ends = []  # where a group ends, in images
-    for k, number in enumerate(drawn, 1):
-        if k == len(drawn) or groups[drawn[k]] != groups[number]:
-            ends.append(k)
-    counts = [min(ends, key=lambda end: abs(end - part * len(drawn))) for part in parts]
-    return [torch.tensor(drawn[:count]) for count in counts]
-
-
-def taken(dataset, numbers):
-    """A data set with some of its images."""
-    names = tuple(dataset.names[n] for n in numbers) if dataset.names else ()
-    return replace(
-        dataset, images=dataset.images[numbers], labels=dataset.labels[numbers],
-        names=names, outlines=(),
-    )  # fmt: skip
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ from PIL import Image
 from utils import export as graphs
 from utils.checkpoints import replacing
 from utils.live import MARGIN, as_picture, identity
+from utils.own_network import Built, build
 from utils.plotting import overlay
 from utils.predict import fitting, labels_of, probabilities
 from utils.runs import as_json
@@ -27,7 +28,7 @@ from utils.runs import as_json
 NAME = "network"
 LARGEST = 513  # pixels a side of the frame, unless another is asked for
 
-LINES = '''\
+LINES = """\
 import json
 from pathlib import Path
 
@@ -44,7 +45,7 @@ image = np.asarray(photo).reshape(1, height, width, -1).transpose(0, 3, 1, 2)
 logits = session.run(["logits"], {{"image": image}})[0]  # (1, K, H, W)
 labels = logits[0].argmax(0).astype(np.uint8)  # numbers of told["classes"]
 Image.fromarray(labels).save("{mask}")
-'''
+"""
 
 
 def export(
@@ -55,10 +56,10 @@ def export(
     the manifest.
 
     sets: of `sets.test` a few images go into the manifest as samples, with the first
-    one's prediction. title, domain: what the page says ("Trained on …"). frame: (height,
-    width) of the images that the graph takes, by default that of the test images, at
-    most 513 a side. threshold: of two classes the second one is then shown as separate
-    objects, with a slider.
+    one's prediction. title, domain: what the page says ("Trained on …"). frame: height
+    and width of the images that the graph takes, by default those of the test images,
+    at most 513 a side. threshold: of two classes the second one is then shown as
+    separate objects, with a slider.
 
     Raises ImportError without the packages; ValueError for a threshold with other than
     two classes, or a frame that the network does not take.
@@ -118,7 +119,7 @@ def terms(net, dataset):
 
 
 def picture(pixels, alt):
-    """Pixels (H, W, 3) or (H, W) uint8 as the manifest keeps a picture: inside of it."""
+    """Pixels (H, W, 3) or (H, W) uint8 as the manifest holds a picture."""
     file, image = io.BytesIO(), Image.fromarray(np.ascontiguousarray(pixels))
     image.save(file, "webp", quality=80, method=6)
     coded = base64.b64encode(file.getvalue()).decode()
@@ -136,8 +137,6 @@ def read(folder):
     ValueError where the folder holds none, or other weights than its manifest says.
     """
     from safetensors.torch import load_file
-
-    from utils.own import Built, build
 
     file = Path(folder, f"{NAME}.json")
     if not file.is_file():

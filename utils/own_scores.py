@@ -67,14 +67,13 @@ class Scores:
         return "\n".join([*lines, f"On {self.rests_on}."])
 
     def _repr_markdown_(self):
-        lines = ["| class | IoU | 95 % interval | pixels |", "| --- | --- | --- | --- |"]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows()]
+        table = [("class", "IoU", "95 % interval", "pixels"), 4 * ("---",)]
+        lines = ["| " + " | ".join(row) + " |" for row in (*table, *self.rows())]
         return "\n".join(lines) + f"\n\nOn {self.rests_on}."
 
 
 def marked(dataset):
-    """The data set with a label to ignore; 255, which no class has, where it has none.
-    """
+    """The data set with a label to ignore; 255, which no class has, where it has none."""
     return replace(dataset, ignore=255) if dataset.ignore is None else dataset
 
 
@@ -103,7 +102,9 @@ def scores(net, dataset, groups=None, threshold=None, resamples=2000, seed=0):
     tables = [
         metrics.confusion_matrix(
             labels_of(probabilities(net, image), threshold),
-            truth, len(dataset.classes), dataset.ignore,
+            truth,
+            len(dataset.classes),
+            dataset.ignore,
         )  # fmt: skip
         for image, truth in zip(dataset.images, dataset.labels)
     ]

@@ -49,8 +49,8 @@ def probabilities(net, image, tile=1024, overlap=128):
     """
     if tile - overlap < 2 * GRID - 1 or overlap < 0:
         raise ValueError(
-            f"tiles of {tile} with an overlap of {overlap}: a tile must be larger by at "
-            f"least {2 * GRID - 1} pixels"
+            f"tiles of {tile} with an overlap of {overlap}: a tile must be larger by "
+            f"at least {2 * GRID - 1} pixels"
         )
     net.eval()
     sides = image.shape[-2:]
@@ -72,7 +72,7 @@ def probabilities(net, image, tile=1024, overlap=128):
 
 def answer(net, image):
     """Probabilities (K, H, W) of one tile (C, H, W) uint8."""
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    device = next((p.device for p in net.parameters()), "cpu")
     height, width = image.shape[-2:]
     rows, columns = (mirrored(s, fitting(net, s)) for s in (height, width))
     pixels = image[:, rows[:, None], columns][None].to(device).float() / 255

@@ -61,7 +61,7 @@ def folder(
     tile: side of squares, in pixels, into which all is cut; size: a side or (height,
     width) to which all is resized. One of them is needed where sizes differ.
     ignore: a value, a list of values or "others": neither learnt nor scored.
-    held_out: shares of images in val and test; seed: of the split.
+    held_out: shares of val and test, of images and of pixels alike; seed: of the split.
 
     The data sets hold images (N, 3, H, W) and labels (N, H, W), both uint8; a tile is
     called after its image, "a.jpg@256,0" for the one from row 256 and column 0. Raises
@@ -97,8 +97,10 @@ def wish(images, masks, classes, groups, tile, size, ignore, held_out, seed):
         isinstance(share, Real) and share > 0 for share in held_out
     )  # fmt: skip
     if not good or sum(held_out) >= 1:
-        raise ValueError(f"held_out is {held_out!r}; give the shares of val and test, "
-                         "such as (0.2, 0.2)")  # fmt: skip
+        raise ValueError(
+            f"held_out is {held_out!r}; give the shares of val and test, "
+            "such as (0.2, 0.2)"
+        )
     images = Path(images).expanduser()
     masks = None if masks is None else Path(masks).expanduser()
     if masks and masks.is_dir() and images.is_dir() and masks.samefile(images):
@@ -151,7 +153,9 @@ def pieces(found, item):
     image, label = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(label)
     size, side = found.wish.size, found.wish.tile
     if side:
-        own = [(f"{item.name}@{y},{x}", *pair) for y, x, *pair in tiles(image, label, side)]
+        own = [
+            (f"{item.name}@{y},{x}", *pair) for y, x, *pair in tiles(image, label, side)
+        ]
     elif size:
         own = [(item.name, resize_image(image, size), resize_label(label, size))]
     else:
@@ -171,7 +175,9 @@ def tiles(image, label, side):
     """
     height, width = label.shape
     wide, deep = max(side - width, 0), max(side - height, 0)
-    image = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, deep), (0, wide)), "edge"))
+    image = torch.from_numpy(
+        np.pad(image.numpy(), ((0, 0), (0, deep), (0, wide)), "edge")
+    )
     fresh = np.pad(label.numpy(), ((0, deep), (0, wide)), constant_values=IGNORE)
     for y in starts(fresh.shape[0], side):
         for x in starts(fresh.shape[1], side):

@@ -45,7 +45,11 @@ class Value:
 
 def value(told):
     """What a reader gave for a value, as a `Value` or OTHERS; ValueError if neither."""
-    if isinstance(told, Integral) and not isinstance(told, bool) and 0 <= told < 1 << 31:
+    if (
+        isinstance(told, Integral)
+        and not isinstance(told, bool)
+        and 0 <= told < 1 << 31
+    ):
         return Value(int(told))
     if isinstance(told, str):
         if told == OTHERS:
@@ -124,7 +128,9 @@ def check(naming):
                 raise ValueError(f"{seen[code]} and {name} have one value, {one}")
             seen[code] = name
     if len(set(naming.names)) < 2:
-        raise ValueError("classes names fewer than two classes: name the background too")
+        raise ValueError(
+            "classes names fewer than two classes: name the background too"
+        )
 
 
 # --- what labelling tools write
@@ -141,9 +147,9 @@ def from_file(path):
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
-        raise Unusable("classes", (
-            f"{path} cannot be read as a list of classes: {why}"
-        )) from error  # fmt: skip
+        raise Unusable(
+            "classes", f"{path} cannot be read as a list of classes: {why}"
+        ) from error
     try:
         if path.suffix.lower() == ".json":
             found = from_json(json.loads(text)), ()
@@ -155,14 +161,15 @@ def from_file(path):
         for one in found[0].values():
             values(one)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise Unusable("classes", (
+        raise Unusable(
+            "classes",
             f"{path} is no list of classes that is known here ({error}): give a "
-            "dictionary, {name: value}"
-        )) from error  # fmt: skip
+            "dictionary, {name: value}",
+        ) from error
     if not found[0]:
-        raise Unusable("classes", (
-            f"{path} names no class: give a dictionary, {{name: value}}"
-        ))  # fmt: skip
+        raise Unusable(
+            "classes", f"{path} names no class: give a dictionary, {{name: value}}"
+        )
     return found
 
 
@@ -173,7 +180,9 @@ def from_json(told):
     if isinstance(told, dict) and isinstance(told.get("classes"), list):
         return {c.get("title") or c["name"]: c["color"] for c in told["classes"]}
     if isinstance(told, dict):
-        swapped = all(str(k).isdecimal() and isinstance(v, str) for k, v in told.items())
+        swapped = all(
+            str(k).isdecimal() and isinstance(v, str) for k, v in told.items()
+        )
         told = {v: int(k) for k, v in told.items()} if swapped else told
         return {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     return {str(name): number for number, name in enumerate(told)}
@@ -218,7 +227,10 @@ class Coding:
         codes = self.codes(known, kind, palette)
         rest = OTHERS in self.naming.ignored
         labels = np.full(len(known), IGNORE if rest else -1, np.int16)
-        for label, group in [*enumerate(self.naming.values), (IGNORE, self.naming.ignored)]:
+        for label, group in [
+            *enumerate(self.naming.values),
+            (IGNORE, self.naming.ignored),
+        ]:
             for one in group:
                 if one == OTHERS and label != IGNORE:
                     labels[labels == -1] = -2 - label
@@ -231,7 +243,9 @@ class Coding:
 
     def has(self, code):
         groups = (*self.naming.values, self.naming.ignored)
-        return any(one != OTHERS and one.code == code for group in groups for one in group)
+        return any(
+            one != OTHERS and one.code == code for group in groups for one in group
+        )
 
     def codes(self, known, kind, palette):
         return codes(known, kind, palette, self.by)
@@ -254,7 +268,9 @@ def codes(known, kind, palette, by):
     """
     known = np.asarray(known, np.int64)
     if kind == "palette" and by != "number":
-        known = np.array([palette[k] if k < len(palette) else 0 for k in known], np.int64)
+        known = np.array(
+            [palette[k] if k < len(palette) else 0 for k in known], np.int64
+        )
         return known if by == "colour" else known & 255
     if kind == "colour":
         return known if by == "colour" else -1 - known
@@ -313,7 +329,8 @@ def found(facts, ignore=None):
     """
     palettes = {palette for _, kind, palette in facts if kind == "palette"}
     coloured = any(kind == "colour" for _, kind, _ in facts) or (
-        bool(palettes) and (len(palettes) > 1 or any(k != "palette" for _, k, _ in facts))
+        bool(palettes)
+        and (len(palettes) > 1 or any(k != "palette" for _, k, _ in facts))
     )
     ignored = values(ignore)
     coloured = coloured or any(v != OTHERS and v.colour for v in ignored)

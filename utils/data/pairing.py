@@ -105,9 +105,13 @@ def picture_endings():
 def check_folder(path):
     """Why a path is no folder to read from, as a sentence; None if it is one."""
     if path.is_dir():
-        return None if is_open(path) else (
-            f"{path} may not be read: give yourself permission (chmod -R u+rX), or ask "
-            "its owner"
+        return (
+            None
+            if is_open(path)
+            else (
+                f"{path} may not be read: give yourself permission (chmod -R u+rX), or ask "
+                "its owner"
+            )
         )
     if path.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar") and path.exists():
         return f"{path} is packed: unpack it, and name the folder"
@@ -209,15 +213,17 @@ def pairs(images, masks, report, shown_image=str, shown_mask=str):
             if len(both) == len(gone) == 1:
                 found += [(mine[name][0], theirs[name][0])]
             elif len(both) > 1:
-                report.fault("ambiguous", (
+                report.fault(
+                    "ambiguous",
                     f"{some(both)} have one name, and {some(gone)} fits each: keep one, "
-                    "or rename them"
-                ))  # fmt: skip
+                    "or rename them",
+                )
             else:
-                report.fault("ambiguous", (
+                report.fault(
+                    "ambiguous",
                     f"{both[0]} has {len(gone)} masks, {some(gone)}: keep one, or put "
-                    "the others elsewhere"
-                ))  # fmt: skip
+                    "the others elsewhere",
+                )
             images = [p for p in images if p not in mine[name]]
             masks = [p for p in masks if p not in theirs[name]]
     masks = doubled(found, masks, report, shown_image, shown_mask)
@@ -238,10 +244,11 @@ def doubled(found, masks, report, shown_image, shown_mask):
     for mask in masks:
         if key(mask, words, True) in taken:
             image, first = taken[key(mask, words, True)]
-            report.fault("ambiguous", (
+            report.fault(
+                "ambiguous",
                 f"{shown_image(image)} has 2 masks, {shown_mask(first)}, "
-                f"{shown_mask(mask)}: keep one, or put the other elsewhere"
-            ))  # fmt: skip
+                f"{shown_mask(mask)}: keep one, or put the other elsewhere",
+            )
         else:
             rest.append(mask)
     return rest

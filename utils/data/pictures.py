@@ -119,24 +119,27 @@ def opened(path):
             with Image.open(path) as image:
                 pages = getattr(image, "n_frames", 1)
                 if pages > 1 and image.format != "MPO":
-                    raise Unusable("pages", (
-                        f"{path} holds {pages} pictures: save each as a file of its own"
-                    ))  # fmt: skip
+                    raise Unusable(
+                        "pages",
+                        f"{path} holds {pages} pictures: save each as a file of its own",
+                    )
                 image.load()
                 yield image
     except Unusable:
         raise
     except Image.DecompressionBombError as error:
-        raise Unusable("huge", (
+        raise Unusable(
+            "huge",
             f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: cut it into smaller "
-            "files first (its mask alike), or set PIL.Image.MAX_IMAGE_PIXELS = None"
-        )) from error  # fmt: skip
+            "files first (its mask alike), or set PIL.Image.MAX_IMAGE_PIXELS = None",
+        ) from error
     except Exception as error:  # Pillow has many ways to fail on a broken file
         kind = "breaks off" if "truncated" in str(error) else "cannot be read"
-        raise Unusable("broken", (
+        raise Unusable(
+            "broken",
             f"{path} {kind} ({reason(error)}): copy it again, or take it out together "
-            "with its partner"
-        )) from error  # fmt: skip
+            "with its partner",
+        ) from error
 
 
 def reason(error):
@@ -146,15 +149,17 @@ def reason(error):
 def check_file(path):
     """Raises Unusable for what is no file with something in it."""
     if path.is_symlink() and not path.exists():
-        raise Unusable("link", (
+        raise Unusable(
+            "link",
             f"{path} is a link to nowhere ({os.readlink(path)}): put the file itself "
-            "there, or remove the link"
-        ))  # fmt: skip
+            "there, or remove the link",
+        )
     if not os.access(path, os.R_OK):
-        raise Unusable("closed", (
+        raise Unusable(
+            "closed",
             f"{path} may not be read: give yourself permission (chmod u+r), or ask its "
-            "owner"
-        ))  # fmt: skip
+            "owner",
+        )
     if path.stat().st_size == 0:
         raise Unusable("empty", f"{path} is empty: copy it again, or remove it")
 
@@ -175,7 +180,9 @@ def read_photo(path):
 
 def flat(image):
     """A picture in RGB, what lets light through laid over black; and whether it did."""
-    if not (image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or image.has_transparency_data):
+    if not (
+        image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or image.has_transparency_data
+    ):
         return image.convert("RGB"), False
     layered = image.convert("RGBA")
     clear = layered.getextrema()[3][0] < 255
@@ -201,10 +208,11 @@ def decoded(image, path):
     if image.mode == "F":
         levels = np.asarray(image)
         if not (levels == levels.astype(np.int32)).all():
-            raise Unusable("fractions", (
+            raise Unusable(
+                "fractions",
                 f"{path} holds fractions, such as probabilities: a mask holds whole "
-                "numbers, one for each class; save it so"
-            ))  # fmt: skip
+                "numbers, one for each class; save it so",
+            )
         return Mask(levels.astype(np.int32), "grey")
     if image.mode == "P" and "transparency" not in image.info:
         colours = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
@@ -221,7 +229,9 @@ def histogram(values):
     # A value that occurs begins a run somewhere: few pixels need sorting.
     starts = values[:, 1:][values[:, 1:] != values[:, :-1]]
     known = np.unique(np.concatenate([values[:, 0], starts]))
-    return known, np.bincount(np.searchsorted(known, values).ravel(), minlength=len(known))
+    return known, np.bincount(
+        np.searchsorted(known, values).ravel(), minlength=len(known)
+    )
 
 
 def smeared(mask, known, counts):

@@ -66,9 +66,9 @@ def read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise Unusable("json", (
-            f"{path} is no whole JSON file ({error}): export it again"
-        )) from error  # fmt: skip
+        raise Unusable(
+            "json", f"{path} is no whole JSON file ({error}): export it again"
+        ) from error
 
 
 def is_coco(told):
@@ -104,21 +104,23 @@ def coco(path, told, images, report):
         files = {k: e["file_name"] for k, e in entries.items()}
         owners = [(a["image_id"], a["category_id"], a) for a in told["annotations"]]
     except (KeyError, TypeError, ValueError) as error:
-        report.fault("json", (
+        report.fault(
+            "json",
             f"{path} lacks what COCO files have ({type(error).__name__}: {error}): "
-            "export it again as COCO"
-        ))  # fmt: skip
+            "export it again as COCO",
+        )
         return [], ("background",), {}
     own = {k: Outlines(path, sizes[k]) for k in entries}
     for image, category, annotation in owners:
         try:
             if image not in own or category not in numbers:
                 what = "image" if image not in own else "category"
-                raise Unusable("unknown", (
+                raise Unusable(
+                    "unknown",
                     f"{path}: annotation {annotation.get('id')} belongs to the {what} "
                     f"{annotation[f'{what}_id']}, which the file does not list: export "
-                    "it again, or remove it"
-                ))  # fmt: skip
+                    "it again, or remove it",
+                )
             shape = coco_shape(annotation, sizes[image], path)
             crowd = annotation.get("iscrowd")
             own[image].shapes.append((CROWD if crowd else numbers[category], shape))
@@ -149,24 +151,27 @@ def coco_shape(annotation, size, path):
     try:
         if isinstance(told, dict) and told:
             if tuple(told["size"]) != size:
-                raise Unusable("drawn", (
+                raise Unusable(
+                    "drawn",
                     f"{path}: annotation {number} was drawn on {told['size']}, its image "
-                    f"is {list(size)} (height, width): export it again"
-                ))  # fmt: skip
+                    f"is {list(size)} (height, width): export it again",
+                )
             packed = isinstance(told["counts"], (str, bytes))
             return told if packed else rle.frPyObjects(told, *size)
         if told and all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in told):
             return encoded([[float(x) for x in ring] for ring in told], size)
     except (TypeError, ValueError, KeyError) as error:
-        raise Unusable("outline", (
+        raise Unusable(
+            "outline",
             f"{path}: annotation {number} has a segmentation that cannot be read "
-            f"({error}): draw it again"
-        )) from error  # fmt: skip
-    raise Unusable("outline", (
+            f"({error}): draw it again",
+        ) from error
+    raise Unusable(
+        "outline",
         f"{path}: annotation {number} has "
         + ("an outline of fewer than three points" if told else "a box and no outline")
-        + ": draw its outline, or remove it"
-    ))
+        + ": draw its outline, or remove it",
+    )
 
 
 def matched(path, files, own, images, report):
@@ -180,10 +185,11 @@ def matched(path, files, own, images, report):
         parts = PurePosixPath(plain(str(name)).replace("\\", "/"))
         alike = [whole[str(parts)]] if str(parts) in whole else ends.get(parts.name, [])
         if len(alike) > 1:
-            report.fault("ambiguous", (
+            report.fault(
+                "ambiguous",
                 f"{path} names {name}, and there are {some(alike)}: write the path, as "
-                "seen from the folder of images, into the file"
-            ))  # fmt: skip
+                "seen from the folder of images, into the file",
+            )
         elif not alike:
             lost.append(str(name))
         elif alike[0] in found:
@@ -191,10 +197,11 @@ def matched(path, files, own, images, report):
         else:
             found[alike[0]] = own[k]
     if lost:
-        report.warn("missing", (
+        report.warn(
+            "missing",
             f"{path} names {counted(len(lost), 'image')} that the folder does not hold "
-            f"({some(lost)}): put {'it' if len(lost) == 1 else 'them'} there; left out"
-        ))  # fmt: skip
+            f"({some(lost)}): put {'it' if len(lost) == 1 else 'them'} there; left out",
+        )
     return sorted(found.items(), key=lambda pair: natural(pair[0]))
 
 
@@ -216,10 +223,11 @@ def labelme(pairs, report):
         try:
             size = int(told["imageHeight"]), int(told["imageWidth"])
         except (KeyError, TypeError, ValueError):
-            report.fault("json", (
+            report.fault(
+                "json",
                 f"{path} does not say how large its image is (imageHeight, imageWidth): "
-                "save it again in LabelMe"
-            ))  # fmt: skip
+                "save it again in LabelMe",
+            )
             continue
         own = Outlines(path, size)
         for number, shape in enumerate(told["shapes"], start=1):
@@ -248,15 +256,17 @@ def corners(shape, number, path):
         points = [(x + radius * math.cos(k * step), y + radius * math.sin(k * step))
                   for k in range(CORNERS)]  # fmt: skip
     elif kind not in ("polygon", "rectangle", "circle"):
-        raise Unusable("shape", (
+        raise Unusable(
+            "shape",
             f"{path}: shape {number} ({shape.get('label')}) is a {kind}, which covers no "
-            "area that is known here: draw a polygon, a rectangle or a circle instead"
-        ))  # fmt: skip
+            "area that is known here: draw a polygon, a rectangle or a circle instead",
+        )
     if len(points) < 3:
-        raise Unusable("outline", (
+        raise Unusable(
+            "outline",
             f"{path}: shape {number} ({shape.get('label')}) has too few points for a "
-            f"{kind}: draw it again"
-        ))  # fmt: skip
+            f"{kind}: draw it again",
+        )
     return [x for point in points for x in point]
 
 
@@ -285,8 +295,9 @@ def renamed(classes, names, numbers=None):
         elif value in numbers:
             found[name] = numbers[value]
         else:
-            raise Unusable("classes", (
-                f"no class {name!r} in the outlines{like(name, names)}: take their names"
-            ))  # fmt: skip
+            raise Unusable(
+                "classes",
+                f"no class {name!r} in the outlines{like(name, names)}: take their names",
+            )
     named = {0, "others"} & set(found.values())
     return found if named else {"background": 0, **found}

@@ -46,8 +46,7 @@ class Report:
         return [line for lines in self._found[what].values() for line in lines]
 
     def brief(self, what):
-        """The lines of "fault", "warning" or "note", few of each kind, the rest counted.
-        """
+        """The lines of "fault", "warning" or "note", few of each kind, the rest counted."""
         lines = []
         for found in self._found[what].values():
             lines += found[:SHOWN]
@@ -63,7 +62,9 @@ class Report:
             lines = self.brief(what)
             if lines:
                 count = counted(len(self._all(what)), what)
-                parts.append("\n".join([f"**{count}**", "", *(f"- {t}" for t in lines)]))
+                parts.append(
+                    "\n".join([f"**{count}**", "", *(f"- {t}" for t in lines)])
+                )
         if not self.faults:
             parts.append("No faults: `data.folder` can load these files.")
         return "\n\n".join(parts)
@@ -79,8 +80,10 @@ def as_text(table):
             enumerate(max(width, 3) for width in widths)]  # fmt: skip
     lines = []
     for row in [table[0], rule, *table[1:]]:
-        cells = [text.ljust(w) if k == 0 else text.rjust(w)
-                 for k, (text, w) in enumerate(zip(row, (max(w, 3) for w in widths)))]
+        cells = [
+            text.ljust(w) if k == 0 else text.rjust(w)
+            for k, (text, w) in enumerate(zip(row, (max(w, 3) for w in widths)))
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -45,8 +45,10 @@ def group_of(name, groups):
         return "/".join(kept) or "."
     if groups == "prefix":
         shorter = re.sub(r"[ _.-]+[^ _.-]*$", "", path.stem)
-        return shorter if shorter not in ("", path.stem) else re.sub(
-            r"\d+$", "", path.stem
+        return (
+            shorter
+            if shorter not in ("", path.stem)
+            else re.sub(r"\d+$", "", path.stem)
         )
     found = re.search(groups, name)
     if not found or found[1] is None:
@@ -93,52 +95,53 @@ def joined(groups, digests):
     return [first.setdefault(digest, group) for group, digest in zip(groups, digests)]
 
 
-def split(groups, counts, held_out, seed):
+def split(groups, sizes, counts, held_out, seed):
     """The part of each image: a list of "train", "val", "test".
 
-    groups: of each image; counts: (N, K) pixels of each class in it. Of many random
-    splits by whole groups the one is taken that comes closest to the shares `held_out`
-    (of val and of test) and to the whole's shares of classes in each part, and that
-    leaves no class out of training. The same for the same seed.
+    groups: of each image; sizes: (N,) how much each counts; counts: (N, K) pixels of
+    each class in it. Of many random splits by whole groups the one is
+    taken that comes closest to the shares `held_out` (of val and of test) and to the
+    whole's shares of classes in each part, and that leaves no class out of training.
+    The same for the same seed.
     """
     names = sorted(set(groups), key=natural)
     places = {name: k for k, name in enumerate(names)}
     of = np.array([places[group] for group in groups])
-    images = np.bincount(of, minlength=len(names))
+    weights = np.bincount(of, sizes, len(names)) / sum(sizes)
     pixels = np.zeros((len(names), counts.shape[1]))
     np.add.at(pixels, of, counts)
     rng, best, chosen = np.random.default_rng(seed), np.inf, None
     for _ in range(TRIES):
-        parts = cut(rng.permutation(len(names)), images, held_out)
-        cost = distance(parts, images, pixels, held_out)
+        parts = cut(rng.permutation(len(names)), weights, held_out)
+        cost = distance(parts, weights, pixels, held_out)
         if cost < best:
             best, chosen = cost, parts
     return [PARTS[k] for k in chosen[of]]
 
 
-def cut(order, images, held_out):
+def cut(order, weights, held_out):
     """The part (0, 1, 2) of each group: in this order, test and val until they have
     their shares, the rest for training; each has at least one."""
-    parts, total, at = np.zeros(len(order), int), images.sum(), 0
+    parts, at = np.zeros(len(order), int), 0
     for part in (2, 1):
-        wanted, had = held_out[part - 1] * total, 0
+        wanted, had = held_out[part - 1], 0
         room = len(order) - part  # what comes after needs a group each
-        while at < room and (had == 0 or had + images[order[at]] / 2 <= wanted):
-            had += images[order[at]]
+        while at < room and (had == 0 or had + weights[order[at]] / 2 <= wanted):
+            had += weights[order[at]]
             parts[order[at]] = part
             at += 1
     return parts
 
 
-def distance(parts, images, pixels, held_out):
+def distance(parts, weights, pixels, held_out):
     """How far a split is from what is wanted; 1 more for each class not to be learnt."""
     wanted = (1 - sum(held_out), *held_out)
     whole = pixels.sum(0) / max(pixels.sum(), 1)
     cost = 0.0
     for part, share in enumerate(wanted):
         own = pixels[parts == part].sum(0)
-        cost += abs(images[parts == part].sum() / images.sum() - share)
-        cost += abs(own / max(own.sum(), 1) - whole).sum() / 4
+        cost += abs(weights[parts == part].sum() - share)
+        cost += abs(own / max(own.sum(), 1) - whole).sum() / 2
         if part == 0:
             cost += ((own == 0) & (whole > 0)).sum()
     return cost

@@ -130,7 +130,12 @@ def find(wish, report):
         return outlined(wish, images.pictures, [wish.masks], report)
     if wish.masks:
         masks = pairing.listing(wish.masks)
-        root, photos, drawn, notes = wish.masks, images.pictures, masks.pictures, masks.notes
+        root, photos, drawn, notes = (
+            wish.masks,
+            images.pictures,
+            masks.pictures,
+            masks.notes,
+        )
         leave_aside([images, masks], report)
     else:
         photos, drawn = pairing.roles(images.pictures)
@@ -143,8 +148,12 @@ def find(wish, report):
             f"{root} holds no masks beside its images: name the folder of the masks, or "
             "call each like its image, with _mask behind"
         )  # fmt: skip
-        report.fault("no masks", lack if not wish.masks else f"{lack}: name the folder "
-                     "that does, or a COCO file")  # fmt: skip
+        report.fault(
+            "no masks",
+            lack
+            if not wish.masks
+            else f"{lack}: name the folder that does, or a COCO file",
+        )
         return [], None
     return painted(wish, root, photos, drawn, report), None
 
@@ -154,30 +163,39 @@ def has_pictures(found, report):
     if found.pictures:
         return True
     others = [*found.foreign, *found.notes, *found.others]
-    advice = "save them as PNG or JPEG" if found.foreign else "name the folder that does"
-    report.fault("nothing", (
+    advice = (
+        "save them as PNG or JPEG" if found.foreign else "name the folder that does"
+    )
+    report.fault(
+        "nothing",
         f"{found.folder} holds no picture that Pillow reads, but {some(others)}: {advice}"
-        if others else f"{found.folder} is empty: put the images there"
-    ))  # fmt: skip
+        if others
+        else f"{found.folder} is empty: put the images there",
+    )
     return False
 
 
 def leave_aside(listings, report):
     for found in listings:
         for path in found.closed:
-            report.fault("closed", (
+            report.fault(
+                "closed",
                 f"{found.folder / path} may not be read: give yourself permission "
-                "(chmod -R u+rX), or ask its owner"
-            ))  # fmt: skip
+                "(chmod -R u+rX), or ask its owner",
+            )
         for path in found.foreign:
-            report.warn("format", (
+            report.warn(
+                "format",
                 f"{found.folder / path} is in a format that Pillow does not read: save it "
-                "as PNG or JPEG; left out"
-            ))  # fmt: skip
+                "as PNG or JPEG; left out",
+            )
     others = [found.folder / path for found in listings for path in found.others]
     if others:
-        report.note("aside", f"{counted(len(others), 'file')} that are no pictures were "
-                    f"left aside: {some(others)}")  # fmt: skip
+        report.note(
+            "aside",
+            f"{counted(len(others), 'file')} that are no pictures were "
+            f"left aside: {some(others)}",
+        )
 
 
 def painted(wish, root, photos, drawn, report):
@@ -186,15 +204,21 @@ def painted(wish, root, photos, drawn, report):
     before = len(report.faults)
     found, lone, unused = pairing.pairs(photos, drawn, report, image_at, mask_at)
     if not found and len(report.faults) == before:
-        report.fault("no pairs", (
+        report.fault(
+            "no pairs",
             f"no mask is named like an image: {wish.images} has "
             f"{some(p.name for p in photos)}, {root} has {some(p.name for p in drawn)}; "
-            "name them alike, as a7.jpg and a7_mask.png"
-        ))  # fmt: skip
+            "name them alike, as a7.jpg and a7_mask.png",
+        )
         return []
     alone(lone, unused, image_at, mask_at, report)
     return [
-        Item(i.as_posix(), wish.images / i, str(root / m), lambda m=m: read_mask(root / m))
+        Item(
+            i.as_posix(),
+            wish.images / i,
+            str(root / m),
+            lambda m=m: read_mask(root / m),
+        )
         for i, m in found
     ]
 
@@ -202,11 +226,17 @@ def painted(wish, root, photos, drawn, report):
 def alone(images, masks, image_at, mask_at, report):
     """Warnings for images without a mask, and for the reverse."""
     for path in images:
-        report.warn("no mask", f"{image_at(path)} has no mask: left out; a mask is called "
-                    "as its image is, perhaps with _mask behind")  # fmt: skip
+        report.warn(
+            "no mask",
+            f"{image_at(path)} has no mask: left out; a mask is called "
+            "as its image is, perhaps with _mask behind",
+        )
     for path in masks:
-        report.warn("no image", f"{mask_at(path)} has no image: left out; put its image "
-                    "there, or remove it")  # fmt: skip
+        report.warn(
+            "no image",
+            f"{mask_at(path)} has no image: left out; put its image "
+            "there, or remove it",
+        )
 
 
 def outlined(wish, photos, files, report):
@@ -224,10 +254,11 @@ def outlined(wish, photos, files, report):
             labelme.append((path, told))
     image_at, numbers = (lambda p: str(wish.images / p)), None
     if len(coco) > 1 or coco and labelme:
-        report.fault("outlines", (
+        report.fault(
+            "outlines",
             f"there are several files of outlines, {some(p for p, _ in coco + labelme)}: "
-            'name the one to take, as in masks="annotations.json"'
-        ))  # fmt: skip
+            'name the one to take, as in masks="annotations.json"',
+        )
         return [], None
     if coco:
         (path, told), before = coco[0], len(report.faults)
@@ -249,22 +280,32 @@ def outlined(wish, photos, files, report):
         path = root
     else:
         if not report.faults:
-            report.fault("outlines", (
+            report.fault(
+                "outlines",
                 f"{some(files)} holds neither COCO's images and annotations nor LabelMe's "
-                "shapes: export the outlines as one of these"
-            ))  # fmt: skip
+                "shapes: export the outlines as one of these",
+            )
         return [], None
     if not found and len(report.faults) == before:
-        report.fault("no pairs", f"no outlines in {path} belong to an image in "
-                     f"{wish.images}: name the folder of their images")  # fmt: skip
+        report.fault(
+            "no pairs",
+            f"no outlines in {path} belong to an image in "
+            f"{wish.images}: name the folder of their images",
+        )
     crossed = [image for image, own in found if own.overlaps()]
     if crossed:
-        report.note("overlap", (
+        report.note(
+            "overlap",
             f"outlines of different classes overlap in {counted(len(crossed), 'image')} "
-            f"({some(crossed)}): the smaller one lies on top"
-        ))  # fmt: skip
+            f"({some(crossed)}): the smaller one lies on top",
+        )
     items = [
-        Item(i.as_posix(), wish.images / i, f"{o.path} ({i})" if coco else str(o.path), o.mask)
+        Item(
+            i.as_posix(),
+            wish.images / i,
+            f"{o.path} ({i})" if coco else str(o.path),
+            o.mask,
+        )
         for i, o in found
     ]
     return items, Named(names, numbers)
@@ -291,8 +332,11 @@ def scan(item, report):
     if photo.deep:
         item.levels = photo.range
     elif photo.pixels.min() == photo.pixels.max():
-        report.warn("one colour", f"{item.image} is of one colour all over: look at it, "
-                    "and remove it if it is spoilt")  # fmt: skip
+        report.warn(
+            "one colour",
+            f"{item.image} is of one colour all over: look at it, "
+            "and remove it if it is spoilt",
+        )
     if photo.clear:
         report.note("clear", f"{item.image} lets light through: laid over black")
     item.kind, item.palette, item.jpeg = mask.kind, mask.palette, mask.jpeg
@@ -309,30 +353,38 @@ def fits(item, photo, mask, report):
     if photo.turn != 1:
         square = size == swapped
         if mask.size == size and (photo.turn < 5 or square):
-            report.warn("turned", (
+            report.warn(
+                "turned",
                 f"{item.image} is turned by its camera's note (EXIF), and "
                 f"{item.truth} fits both ways: taken as drawn on the turned image; look "
-                "at it"
-            ))  # fmt: skip
+                "at it",
+            )
         elif mask.size == size:
-            report.note("turned", f"{item.image} was turned as its camera noted (EXIF); "
-                        "its mask was so already")  # fmt: skip
+            report.note(
+                "turned",
+                f"{item.image} was turned as its camera noted (EXIF); "
+                "its mask was so already",
+            )
         elif mask.size == swapped:
             item.turn = photo.turn
-            report.note("turned", f"{item.image} was turned as its camera noted (EXIF), "
-                        "and its mask, drawn on the unturned image, with it")  # fmt: skip
+            report.note(
+                "turned",
+                f"{item.image} was turned as its camera noted (EXIF), "
+                "and its mask, drawn on the unturned image, with it",
+            )
     if mask.size == size or item.turn != 1:
         return True
     told = f"{item.truth} is {by(mask.size)}, its image {by(size)} (height x width)"
     if mask.size == swapped:
-        report.fault("turned", (
+        report.fault(
+            "turned",
             f"{told}: one of them lies on its side; turn it (a camera's EXIF note may "
-            "have been lost on the way)"
-        ))  # fmt: skip
+            "have been lost on the way)",
+        )
     else:
-        report.fault("size", (
-            f"{told}: export it at the size of the image, by the nearest pixel"
-        ))  # fmt: skip
+        report.fault(
+            "size", f"{told}: export it at the size of the image, by the nearest pixel"
+        )
     return False
 
 
@@ -350,16 +402,18 @@ def tell_pictures(found):
     found.levels = low, high
     for item in deep:
         item.thumbnail = (item.thumbnail - low) * (255 / max(high - low, 1e-12))
-    found.report.note("deep", (
+    found.report.note(
+        "deep",
         f"{counted(len(deep), 'image')} of more than 8 bits: {low:g}, the least in the "
-        f"whole folder, became 0 and {high:g}, the most, 255"
-    ))  # fmt: skip
+        f"whole folder, became 0 and {high:g}, the most, 255",
+    )
     if len(deep) < len(found.items):
-        found.report.warn("mixed", (
+        found.report.warn(
+            "mixed",
             f"{counted(len(deep), 'image')} of {len(found.items)} have more than 8 bits "
             f"({some(item.image for item in deep)}): scaled by themselves, they may look "
-            "unlike the others"
-        ))  # fmt: skip
+            "unlike the others",
+        )
 
 
 # --- what its values mean
@@ -390,26 +444,32 @@ def meaning(found, named):
             odd = len(item.odd & set(own.tolist())) > len(own) / 2
             report.fault(*naming.unnamed(item.truth, codes, odd, item.jpeg, coding))
     if wish.classes is None and not named:
-        told = ", ".join(f'"{n}": {shown(v[0])}' for n, v in zip(said.names, said.values))
+        told = ", ".join(
+            f'"{n}": {shown(v[0])}' for n, v in zip(said.names, said.values)
+        )
         report.note("found", f"the classes were found: name them, classes={{{told}}}")
         if said.names[-1:] == ("255",) and len(said.names) > 2:
-            report.warn("255", (
+            report.warn(
+                "255",
                 f"255 occurs beside {some(said.names[:-1])}: often it marks what is not "
-                "to be scored; if so, say ignore=255"
-            ))  # fmt: skip
+                "to be scored; if so, say ignore=255",
+            )
     return coding
 
 
 def tell_strange(found, coding):
     """A fault where none of the classes' values occurs: the list of another data set."""
-    met = {int(k) for i in found.items for k in coding.codes(i.known, i.kind, i.palette)}
+    met = {
+        int(k) for i in found.items for k in coding.codes(i.known, i.kind, i.palette)
+    }
     said = [v for v in coding.naming.values if v[0] != OTHERS]
     absent = [one for group in said for one in group if not is_met(one, coding, met)]
     if min(met) >= 0 and len(absent) > sum(len(group) for group in said) / 2:
-        found.report.fault("strange", (
+        found.report.fault(
+            "strange",
             f"most values of classes occur in no mask ({some(absent)}): they are not "
-            "those of these masks; look at the values found, data.look(..., classes=None)"
-        ))  # fmt: skip
+            "those of these masks; look at the values found, data.look(..., classes=None)",
+        )
 
 
 def is_met(value, coding, met):
@@ -439,33 +499,37 @@ def plausible(said, items, report):
     blurred = [item for item in items if item.jpeg and len(item.known) > FRINGE]
     smooth = [item for item in items if len(item.odd) >= FRINGE and item not in blurred]
     for item in blurred:
-        report.fault("jpeg", (
+        report.fault(
+            "jpeg",
             f"{item.truth} is a JPEG, which blurs the values of a mask ({len(item.known)} "
             "of them): export the masks as PNG, or name the classes and leave the fringes "
-            f'unscored, ignore="{OTHERS}"'
-        ))  # fmt: skip
+            f'unscored, ignore="{OTHERS}"',
+        )
     for item in smooth:
-        report.fault("smooth", (
+        report.fault(
+            "smooth",
             f"{item.truth} has {len(item.odd)} values between others, from smoothed edges: "
             "export it without smoothing (resize by the nearest pixel), or name the "
-            f'classes and leave the rest unscored, ignore="{OTHERS}"'
-        ))  # fmt: skip
+            f'classes and leave the rest unscored, ignore="{OTHERS}"',
+        )
     if blurred or smooth:
         return False
     if len(said.names) > naming.MANY:
         most = max(items, key=lambda item: len(item.known))
-        report.fault("instances", (
+        report.fault(
+            "instances",
             f"the masks hold {len(said.names)} values ({some(said.names)}), {most.truth} "
             f"most, {len(most.known)}: if each is an object with a number, say "
             f'classes={{"background": 0, "object": "{OTHERS}"}}; if they are classes, '
-            "name them"
-        ))  # fmt: skip
+            "name them",
+        )
         return False
     if len(said.names) < 2:
-        report.fault("one class", (
+        report.fault(
+            "one class",
             f"all masks hold one value, {said.names[0] if said.names else 'none'}, as "
-            f"{items[0].truth} does: there is nothing to tell apart; look at the masks"
-        ))  # fmt: skip
+            f"{items[0].truth} does: there is nothing to tell apart; look at the masks",
+        )
         return False
     return True
 
@@ -480,33 +544,42 @@ def check_sizes(found):
         sizes.setdefault(item.size, item)
     if len(sizes) > 1 and not wish.tile and not wish.size:
         (small, one), *_, (large, two) = sorted(sizes.items())
-        report.fault("sizes", (
+        report.fault(
+            "sizes",
             f"images have {len(sizes)} sizes ({one.image} {by(small)}, {two.image} "
             f"{by(large)}, height x width): cut them into squares, tile=256, or resize "
-            "them, size=256"
-        ))  # fmt: skip
+            "them, size=256",
+        )
     for item in found.items:
         if min(wish.size or item.size) < SMALL:
-            report.warn("tiny", (
+            report.warn(
+                "tiny",
                 f"{item.image} is {by(wish.size or item.size)}: networks that halve five "
-                f"times need {SMALL} pixels a side; resize, size={4 * SMALL}"
-            ))  # fmt: skip
+                f"times need {SMALL} pixels a side; resize, size={4 * SMALL}",
+            )
     largest = max(found.items, key=lambda item: min(item.size))
     if max(largest.size) > LARGE and not wish.tile and not wish.size:
-        report.warn("large", (
+        report.warn(
+            "large",
             f"{largest.image} is {by(largest.size)}: whole, it needs much memory and "
-            "time; cut into squares, tile=512, or resize, size=512"
-        ))  # fmt: skip
+            "time; cut into squares, tile=512, or resize, size=512",
+        )
     if wish.size:
         ratio = wish.size[0] / wish.size[1]
         bent = [i for i in found.items if not 0.9 < i.size[0] / i.size[1] / ratio < 1.1]
         if bent:
-            report.note("bent", f"resizing to {by(wish.size)} stretches "
-                        f"{counted(len(bent), 'image')} ({some(i.image for i in bent)})")
+            report.note(
+                "bent",
+                f"resizing to {by(wish.size)} stretches "
+                f"{counted(len(bent), 'image')} ({some(i.image for i in bent)})",
+            )
     heavy = sum(4 * np.prod(wish.size or item.size) for item in found.items)
     if heavy > HEAVY:
-        report.warn("heavy", f"all images together take {heavy / 2**30:.1f} GiB of memory: "
-                    "resize them, size=512, or take fewer")  # fmt: skip
+        report.warn(
+            "heavy",
+            f"all images together take {heavy / 2**30:.1f} GiB of memory: "
+            "resize them, size=512, or take fewer",
+        )
 
 
 # --- which part each falls to
@@ -535,7 +608,11 @@ def divide(found):
     if parts:
         report.note("given", "the folders named train, val and test are the parts")
     else:
-        parts = splitting.split(groups, label_counts(found), wish.held_out, wish.seed)
+        # Half by its pixels, half as one image: many small ones show more than a large.
+        pixels = np.array([item.size[0] * item.size[1] for item in items])
+        sizes = pixels / pixels.mean() + 1
+        counts = label_counts(found)
+        parts = splitting.split(groups, sizes, counts, wish.held_out, wish.seed)
     for item, part in zip(items, parts):
         item.part = part
     tell_doubles(found)
@@ -560,13 +637,19 @@ def tell_doubles(found):
         other = first.setdefault(item.digest, item)
         if other is item:
             continue
-        found.report.warn("double", (
+        found.report.warn(
+            "double",
             f"{other.image} and {item.image} are one image under two names"
             + ("" if other.drawn == item.drawn else ", with different masks")
-            + (f", in {other.part} and in {item.part}" if other.part != item.part else
-               f", both kept in {item.part}" if item.part else "")
-            + ": remove one"
-        ))  # fmt: skip
+            + (
+                f", in {other.part} and in {item.part}"
+                if other.part != item.part
+                else f", both kept in {item.part}"
+                if item.part
+                else ""
+            )
+            + ": remove one",
+        )
 
 
 def tell_leaks(found):
@@ -579,25 +662,28 @@ def tell_leaks(found):
     pairs = [(a, b) for a, b in pairs if digests[a] != digests[b]]
     if pairs:
         held = sum(part != "train" for part in parts)
-        report.warn("leak", (
+        report.warn(
+            "leak",
             f"{len(pairs)} of {held} images held out are nearly the same as one that is "
             f"learnt from ({splitting.told(pairs, names)}): scores would be too good; "
-            f"keep what belongs together in one part, {advice(found)}"
-        ))  # fmt: skip
+            f"keep what belongs together in one part, {advice(found)}",
+        )
         return
     near = splitting.nearness(thumbs)
     if found.wish.groups is None and near > splitting.CLOSE:
-        report.warn("leak", (
+        report.warn(
+            "leak",
             f"neighbours by name, such as {names[0]} and {names[1]}, are much more alike "
             "than other images, as frames of a video are: a random split would score too "
-            f"well; keep what belongs together in one part, {advice(found)}"
-        ))  # fmt: skip
+            f"well; keep what belongs together in one part, {advice(found)}",
+        )
     elif found.wish.groups is None:
-        report.note("random", (
+        report.note(
+            "random",
             "the parts were drawn at random, image by image; if some belong together "
             '(a place, a patient, a video), say so by groups="folder", "prefix" or a '
-            "pattern"
-        ))  # fmt: skip
+            "pattern",
+        )
 
 
 def advice(found):
@@ -626,8 +712,8 @@ def tell_classes(found):
     whole = {"all": np.ones(len(items), bool)}
     whole |= {part: np.array([i.part == part for i in items]) for part in parts}
     if parts:
-        report.table(["part", "images", "groups"], [
-            [part, str(own.sum()), str(len({i.group for i, o in zip(items, own) if o}))]
+        report.table(["part", "images", "groups", "pixels"], [
+            of_part(part, [i for i, o in zip(items, own) if o], items)
             for part, own in whole.items()
         ])  # fmt: skip
     rows = []
@@ -641,6 +727,13 @@ def tell_classes(found):
     tell_plain(found, counts)
 
 
+def of_part(part, own, items):
+    """A row of the table of parts."""
+    pixels, everything = (sum(i.size[0] * i.size[1] for i in of) for of in (own, items))
+    groups = len({i.group for i in own})
+    return [part, str(len(own)), str(groups), f"{100 * pixels / everything:.1f} %"]
+
+
 def share(counts, k):
     return f"{100 * counts[:, k].sum() / max(counts.sum(), 1):.2f} %"
 
@@ -649,18 +742,27 @@ def tell_absent(report, names, counts, whole):
     """Warnings for classes that never occur, or not in every part."""
     for k, name in enumerate(names):
         if not counts[:, k].any():
-            report.warn("absent", f"the class {name} occurs in no mask: leave it out of "
-                        "classes, or look whether its value is right")  # fmt: skip
+            report.warn(
+                "absent",
+                f"the class {name} occurs in no mask: leave it out of "
+                "classes, or look whether its value is right",
+            )
             continue
         lacking = [p for p, own in whole.items() if not counts[own, k].any()]
         if "train" in lacking:
-            report.warn("absent", f"the class {name} occurs only in images held out, so it "
-                        "is never learnt: label more of it, or take another seed or other "
-                        "groups")  # fmt: skip
+            report.warn(
+                "absent",
+                f"the class {name} occurs only in images held out, so it "
+                "is never learnt: label more of it, or take another seed or other "
+                "groups",
+            )
         elif lacking:
-            report.warn("absent", f"the class {name} does not occur in "
-                        f"{' and '.join(lacking)}, where it is not scored: label more of "
-                        "it")  # fmt: skip
+            report.warn(
+                "absent",
+                f"the class {name} does not occur in "
+                f"{' and '.join(lacking)}, where it is not scored: label more of "
+                "it",
+            )
 
 
 def tell_plain(found, counts):
@@ -672,12 +774,18 @@ def tell_plain(found, counts):
         if report.faults:
             continue
         if own and len(own) == len(found.items):
-            report.fault("one class", f"all masks hold {name} alone, as {own[0]} does: "
-                         "there is nothing to tell apart; look at the masks")  # fmt: skip
+            report.fault(
+                "one class",
+                f"all masks hold {name} alone, as {own[0]} does: "
+                "there is nothing to tell apart; look at the masks",
+            )
         elif own:
-            report.note("one class", f"{counted(len(own), 'mask')} of {name} alone: "
-                        f"{some(own)}")  # fmt: skip
+            report.note(
+                "one class", f"{counted(len(own), 'mask')} of {name} alone: {some(own)}"
+            )
     for item, empty in zip(found.items, counts.sum(1) == 0):
         if empty and not report.faults:
-            report.warn("unscored", f"{item.truth} has no pixel that is scored: look at it, "
-                        "or remove it")  # fmt: skip
+            report.warn(
+                "unscored",
+                f"{item.truth} has no pixel that is scored: look at it, or remove it",
+            )
