@@ -229,6 +229,10 @@ def jpeg_masks(at):
     masks(at, lambda k: square(), "jpg", quality=60)
 
 
+def webp_masks(at):
+    masks(at, lambda k: square(), "webp", quality=60)
+
+
 def smoothed(at):
     large = Image.fromarray(np.kron(square(), np.ones((4, 4), np.uint8)))
     soft = large.rotate(20).resize((W, H), Image.BICUBIC)
@@ -360,29 +364,30 @@ ANSWERED = [
     (on_its_side, {}, r"masks/b\.png is 48x40, its image 40x48 .*side.*EXIF"),
     (jpeg_masks, {}, r"masks/a\.jpg is a JPEG, which blurs .*PNG"),
     (jpeg_masks, NO_CLASSES, r"masks/a\.jpg is a JPEG, which blurs .*PNG"),
+    (webp_masks, {}, r"masks/a\.webp is a WebP, which blurs .*PNG"),
     (smoothed, {}, r"masks/b\.png has values between those .*smoothing"),
     (smoothed, NO_CLASSES, r"masks/b\.png has \d+ values between others.*smoothing"),
     (smoothed_colours, {"classes": RED}, r"masks/b\.png has values between .*smooth"),
     (value_without_name, {}, r"masks/b\.png holds 128, which classes does not name"),
-    (colours_for_numbers, {}, r"masks/a\.png holds colours \(#0000FF, #FF0000\).*colour"),
+    (colours_for_numbers, {}, r"masks/a\.png holds colours \(#0000FF, #FF0000\).*col"),
     (instances, {}, r'masks/a\.png has 60 values .*"object": "others"'),
     (instances, NO_CLASSES, r'hold 61 values .*masks/a\.png.*"object": "others"'),
     (sizes, {}, r"2 sizes \(images/a\.png 40x48, images/b\.png 60x50.*tile=256.*size="),
     (same_stem, {}, r"images/b\.jpg, images/b\.png have one name, and masks/b"),
     (two_masks, {}, r"images/b\.png has 2 masks, masks/b\.png, masks/b_mask\.png"),
-    (two_masks_of_one_kind, {}, r"images/b\.png has 2 masks.*b_label.*b_mask.*keep one"),
+    (two_masks_of_one_kind, {}, r"images/b\.png has 2 masks.*b_label.*b_mask.*keep"),
     (no_name_fits, {}, r"images has a\.png.*masks has 0\.png.*name them"),
     (empty_folder, {}, r"masks holds no mask: name the folder that does"),
-    (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put the im"),
+    (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put"),
     (only_foreign, {}, r"images holds no picture .*a\.heic.*save them as PNG"),
-    (fractions, {}, r"masks/b\.tif holds fractions, such as probabilities"),
+    (fractions, {}, r"masks/b\.tif holds fractions or numbers below 0"),
     (one_image, {}, r"there is 1 different image with a mask, and three parts"),
     (two_images, {}, r"there are 2 different images with a mask, and three parts"),
     (two_patients, {"groups": "prefix"}, r"groups='prefix' gives 2 groups, and three"),
     (nothing, {"groups": r"area(\d)"}, r"a\.png has no group by the pattern 'area"),
     (one_class, NO_CLASSES, r"all masks hold one value, 0, as masks/a"),
     (one_class, {}, r"all masks hold background alone, as masks/a\.png does"),
-    (many_classes, {"classes": range(300)}, r"there are 300 classes.*room for 255: join"),
+    (many_classes, {"classes": range(300)}, r"there are 300 classes.*room for 255"),
     (other_list, {"classes": "classes.json"}, r"#50E3C2, #F5A623.*not those of these"),
     (broken_list, {"classes": "labelmap.txt"}, r"labelmap\.txt is no list of classes"),
     (nothing, {"classes": "labels.txt"}, r"labels\.txt cannot be read .*No such file"),
@@ -391,7 +396,7 @@ ANSWERED = [
     (nothing, {"images": "q"}, r"there is no folder q: give its path, seen from"),
     (nothing, {"images": "images/b.png"}, r"images/b\.png is a file: name the"),
     (packed, {"images": "photos.zip"}, r"photos\.zip is packed: unpack it"),
-    (nothing, {"masks": None}, r"images holds no masks beside its images: name the fol"),
+    (nothing, {"masks": None}, r"images holds no masks beside its images: name"),
     (nothing, {"masks": "masks/b.png"}, r"masks/b\.png is no folder of masks"),
 ]  # fmt: skip
 
@@ -507,6 +512,10 @@ def one_colour(at):
     save(at / "images/b.png", np.full((H, W, 3), 7, np.uint8))
 
 
+def dark(at):
+    save(at / "images/b.png", noise(1) // 20)
+
+
 def unscored(at):
     save(at / "masks/b.png", square(9, 9))
 
@@ -531,6 +540,7 @@ DOUBTED = [
     (nothing, THREE, r"the class tree occurs in no mask"),
     (rare, THREE, r"the class tree does not occur in val and test"),
     (one_colour, {}, r"images/b\.png is of one colour all over"),
+    (dark, {}, r"images/b\.png is almost black, no level above 12 of 255"),
     (unscored, {"ignore": 9}, r"masks/b\.png has no pixel that is scored"),
     (deep_and_not, {}, r"1 image of 6 have more than 8 bits \(images/b\.tif\)"),
 ]  # fmt: skip
@@ -1187,7 +1197,8 @@ def test_coco_paths_of_other_machines(at):
 
 
 def labelme(at, shapes, **more):
-    """Replaces the masks by LabelMe's files beside the images; shapes are those of b."""
+    """Replaces the masks by LabelMe's files beside the images; shapes are those of "
+    "b."""
     house = {"label": "house", "shape_type": "polygon",
              "points": [[10, 8], [30, 8], [30, 24], [10, 24]]}  # fmt: skip
     for name in NAMES:
@@ -1308,7 +1319,7 @@ OUTLINED = [
     (coco_orphan, OUTLINES, "faults", r"annotation 50 belongs to the image 99"),
     (coco_category, OUTLINES, "faults", r"annotation 50 belongs to the category 7"),
     (coco_smaller, OUTLINES, "faults", r"json \(b\.png\) is 20x24, its image 40x48"),
-    (coco_torn, OUTLINES, "faults", r"annotations\.json is no whole JSON file .*export"),
+    (coco_torn, OUTLINES, "faults", r"annotations\.json is no whole JSON .*export"),
     (coco_bare, OUTLINES, "faults", r"lacks what COCO files have \(KeyError"),
     (geojson, OUTLINES, "faults", r"annotations\.json holds neither .*export"),
     (coco_two, {"masks": None}, "faults", r"several files of outl.*one\.json.*two"),

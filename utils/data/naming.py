@@ -298,7 +298,8 @@ def is_grey(code):
 
 
 def colours(naming, by, palettes):
-    """A colour for each class: the reader's, the masks' palette's, or a readable one."""
+    """A colour for each class: the reader's, the masks' palette's, or a readable "
+    "one."""
     found = []
     for label, group in enumerate(naming.values):
         one = next((v for v in group if v != OTHERS), None)
@@ -345,7 +346,7 @@ def found(facts, ignore=None):
 # --- what is wrong with values
 
 
-def unnamed(path, lost, odd, jpeg, coding):
+def unnamed(path, lost, odd, lossy, coding):
     """The sentence on values of a mask that no class is called by: (kind, sentence).
 
     lost: the values, as the coding counts them; odd: whether most of them lie between
@@ -358,20 +359,23 @@ def unnamed(path, lost, odd, jpeg, coding):
             'classes has numbers: give each class its colour, such as "#3C1098"'
         )
     shown = some(coding.text(code) for code in lost)
-    if jpeg:
+    if lossy:
         return "jpeg", (
-            f"{path} is a JPEG, which blurs the values of a mask ({shown}): export the "
+            f"{path} is a {lossy}, which blurs the values of a mask ({shown}): export "
+            "the "
             f'masks as PNG, or leave its fringes unscored with ignore="{OTHERS}"'
         )
     if odd:
         return "smooth", (
             f"{path} has values between those of the classes ({shown}), from smoothed "
-            "edges: export it without smoothing (resize by the nearest pixel), or leave "
+            "edges: export it without smoothing (resize by the nearest pixel), or "
+            "leave "
             f'them unscored with ignore="{OTHERS}"'
         )
     if len(lost) > MANY:
         return "instances", (
-            f"{path} has {len(lost)} values that classes does not name ({shown}): if each "
+            f"{path} has {len(lost)} values that classes does not name ({shown}): if "
+            "each "
             f'is an object with a number, say classes={{"background": 0, "object": '
             f'"{OTHERS}"}}'
         )

@@ -109,8 +109,8 @@ def check_folder(path):
             None
             if is_open(path)
             else (
-                f"{path} may not be read: give yourself permission (chmod -R u+rX), or ask "
-                "its owner"
+                f"{path} may not be read: give yourself permission (chmod -R u+rX), or "
+                "ask its owner"
             )
         )
     if path.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar") and path.exists():
@@ -215,8 +215,8 @@ def pairs(images, masks, report, shown_image=str, shown_mask=str):
             elif len(both) > 1:
                 report.fault(
                     "ambiguous",
-                    f"{some(both)} have one name, and {some(gone)} fits each: keep one, "
-                    "or rename them",
+                    f"{some(both)} have one name, and {some(gone)} fits each: keep "
+                    "one, or rename them",
                 )
             else:
                 report.fault(

@@ -94,8 +94,9 @@ def coco(path, told, images, report):
     numbers).
 
     images: paths as seen from their folder. names: of the classes, the background
-    first; a shape's value is its place in them. numbers: of a category -> that value. An image without annotations is all
-    background. Faults and warnings go into the report.
+    first; a shape's value is its place in them. numbers: of a category -> that value.
+    An image without annotations is all background. Faults and warnings go into the
+    report.
     """
     try:
         names, numbers = categories(told["categories"])
@@ -153,8 +154,8 @@ def coco_shape(annotation, size, path):
             if tuple(told["size"]) != size:
                 raise Unusable(
                     "drawn",
-                    f"{path}: annotation {number} was drawn on {told['size']}, its image "
-                    f"is {list(size)} (height, width): export it again",
+                    f"{path}: annotation {number} was drawn on {told['size']}, its "
+                    f"image is {list(size)} (height, width): export it again",
                 )
             packed = isinstance(told["counts"], (str, bytes))
             return told if packed else rle.frPyObjects(told, *size)
@@ -225,8 +226,8 @@ def labelme(pairs, report):
         except (KeyError, TypeError, ValueError):
             report.fault(
                 "json",
-                f"{path} does not say how large its image is (imageHeight, imageWidth): "
-                "save it again in LabelMe",
+                f"{path} does not say how large its image is (imageHeight, "
+                "imageWidth): save it again in LabelMe",
             )
             continue
         own = Outlines(path, size)
@@ -258,8 +259,9 @@ def corners(shape, number, path):
     elif kind not in ("polygon", "rectangle", "circle"):
         raise Unusable(
             "shape",
-            f"{path}: shape {number} ({shape.get('label')}) is a {kind}, which covers no "
-            "area that is known here: draw a polygon, a rectangle or a circle instead",
+            f"{path}: shape {number} ({shape.get('label')}) is a {kind}, which covers "
+            "no area that is known here: draw a polygon, a rectangle or a circle "
+            "instead",
         )
     if len(points) < 3:
         raise Unusable(
@@ -297,7 +299,8 @@ def renamed(classes, names, numbers=None):
         else:
             raise Unusable(
                 "classes",
-                f"no class {name!r} in the outlines{like(name, names)}: take their names",
+                f"no class {name!r} in the outlines{like(name, names)}: take their "
+                "names",
             )
     named = {0, "others"} & set(found.values())
     return found if named else {"background": 0, **found}

@@ -33,9 +33,9 @@ class Ungrouped(ValueError):
 def group_of(name, groups):
     """The group of an image, by its path as a text, seen from its folder.
 
-    None or a number: the image itself. "folder": the folder it lies in, but for such as "images".
-    "prefix": its name up to the last of "_", "-", "." and blank, or without the number
-    at its end. Else a regular expression, whose first group is the group.
+    None or a number: the image itself. "folder": the folder it lies in, but for such as
+    "images". "prefix": its name up to the last of "_", "-", "." and blank, or without
+    the number at its end. Else a regular expression, whose first group is the group.
     """
     path = PurePosixPath(name)
     if groups is None or isinstance(groups, int):
@@ -53,8 +53,8 @@ def group_of(name, groups):
     found = re.search(groups, name)
     if not found or found[1] is None:
         raise Ungrouped(
-            f"{name} has no group by the pattern {groups!r}: change the pattern so that "
-            "it fits every path, seen from the folder of images"
+            f"{name} has no group by the pattern {groups!r}: change the pattern so "
+            "that it fits every path, seen from the folder of images"
         )
     return found[1]
 
@@ -134,7 +134,8 @@ def cut(order, weights, held_out):
 
 
 def distance(parts, weights, pixels, held_out):
-    """How far a split is from what is wanted; 1 more for each class not to be learnt."""
+    """How far a split is from what is wanted; 1 more for each class not to be "
+    "learnt."""
     wanted = (1 - sum(held_out), *held_out)
     whole = pixels.sum(0) / max(pixels.sum(), 1)
     cost = 0.0
@@ -194,9 +195,10 @@ def few(count, groups):
     """The sentence for images that cannot be split in three."""
     if groups is None:
         return (
-            f"there {'is' if count == 1 else 'are'} {counted(count, 'different image')} "
-            "with a mask, and three parts (train, val, test) need three at least: label "
-            "more, or cut large ones into several files"
+            f"there {'is' if count == 1 else 'are'} "
+            f"{counted(count, 'different image')} with a mask, and three parts (train, "
+            "val, test) need three at least: label more, or cut large ones into "
+            "several files"
         )
     return (
         f"groups={groups!r} gives {counted(count, 'group')}, and three parts (train, "
