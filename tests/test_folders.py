@@ -284,6 +284,23 @@ def two_masks_of_one_kind(at):
         save(at / f"masks/b_{word}.png", square())
 
 
+def all_masks(at):
+    for path in (at / "images").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+
+
+def elsewhere(at):
+    """North has images without masks, south masks without images."""
+    for kind, place in (("images", "north"), ("masks", "south")):
+        (at / kind / place).mkdir()
+        for name in NAMES:
+            (at / kind / f"{name}.png").rename(at / kind / place / f"{name}.png")
+
+
+def one_name(at):
+    (at / "labels.txt").write_text("house\n")
+
+
 def no_name_fits(at):
     for k, name in enumerate(NAMES):
         (at / f"masks/{name}.png").rename(at / f"masks/{k}.png")
@@ -377,6 +394,9 @@ ANSWERED = [
     (two_masks, {}, r"images/b\.png has 2 masks, masks/b\.png, masks/b_mask\.png"),
     (two_masks_of_one_kind, {}, r"images/b\.png has 2 masks.*b_label.*b_mask.*keep"),
     (no_name_fits, {}, r"images has a\.png.*masks has 0\.png.*name them"),
+    (elsewhere, {}, r"images has a\.png.*masks has a\.png.*name them alike"),
+    (all_masks, {"masks": None}, r"all pictures in images are named as masks are \(a_m"),
+    (one_name, {"classes": "labels.txt"}, r"labels\.txt: .* name the background too"),
     (empty_folder, {}, r"masks holds no mask: name the folder that does"),
     (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put"),
     (only_foreign, {}, r"images holds no picture .*a\.heic.*save them as PNG"),
@@ -534,6 +554,8 @@ DOUBTED = [
     (twice_unlike, {}, r"images/g\.bmp are one image .*with different masks"),
     (frames, {}, r"(nearly the same|much more alike).*groups="),
     (nearly_alike, {}, r"images held out are nearly the same as one .*groups="),
+    (nothing, {"size": 16}, r"images become 16x16: networks .*size=128"),
+    (nothing, {"tile": 16}, r"images become 16x16: networks .*size=128"),
     (tiny, {}, r"images/a\.png is 3x4: networks .*size=128"),
     (large, {}, r"images/a\.png is 1100x32: whole, .*tile=512"),
     (void_by_habit, NO_CLASSES, r"255 occurs beside 0, 1: .*ignore=255"),
@@ -884,6 +906,12 @@ def test_pairs_by_ending_in_one_folder(at):
     assert sorted(whole(loaded({"images": "masks", "masks": None}))) == [
         f"{name}.jpg" for name in NAMES
     ]
+
+
+def test_images_inside_the_folder_of_masks(at):
+    (at / "images").rename(at / "masks/photos")
+    sets = loaded({"images": "masks/photos"}, quiet=False)
+    assert len(whole(sets)) == 6
 
 
 def test_masks_inside_the_folder_of_images(at):
@@ -1256,6 +1284,20 @@ def coco_line(at):
     coco(at, [annotation(50, 11, 90, (0, 0, 5, 5))])
 
 
+def coco_far(at):
+    coco(at, [annotation(50, 11, 90, box(0, 0, 5e9, 5e9))])
+
+
+def coco_counts(at):
+    short = {"size": [H, W], "counts": [3, 4]}
+    coco(at, [annotation(50, 11, 90) | {"segmentation": short}])
+
+
+def coco_torn_counts(at):
+    torn = {"size": [H, W], "counts": "not what it should be"}
+    coco(at, [annotation(50, 11, 90) | {"segmentation": torn}])
+
+
 def coco_orphan(at):
     coco(at, [annotation(50, 99, 90, box(0, 0, 5, 5))])
 
@@ -1316,6 +1358,9 @@ OUTLINED = [
     (coco_unlisted, OUTLINES, "warnings", r"images/a\.png has no mask: left"),
     (coco_box, OUTLINES, "faults", r"annotation 50 has a box and no outline: draw"),
     (coco_line, OUTLINES, "faults", r"annotation 50 has an outline of fewer"),
+    (coco_far, OUTLINES, "faults", r"annotation 50 lies far outside its image of 40x48"),
+    (coco_counts, OUTLINES, "faults", r"annotation 50 has .* counts do not fill the im"),
+    (coco_torn_counts, OUTLINES, "faults", r"annotation 50 has a seg.*cannot be read"),
     (coco_orphan, OUTLINES, "faults", r"annotation 50 belongs to the image 99"),
     (coco_category, OUTLINES, "faults", r"annotation 50 belongs to the category 7"),
     (coco_smaller, OUTLINES, "faults", r"json \(b\.png\) is 20x24, its image 40x48"),

@@ -80,7 +80,7 @@ def find(wish, report):
     if not has_pictures(images, report):
         return [], None
     if inside:
-        masks = pairing.listing(inside)
+        masks = pairing.listing(inside, beside=wish.images)
         leave_aside([images, masks], report)
         return truths(wish, images.pictures, masks.pictures, masks.notes, report)
     leave_aside([images], report)
@@ -105,6 +105,13 @@ def closed(wish):
 def truths(wish, photos, drawn, notes, report):
     """Items of images and of what lies with them: pictures, else outlines."""
     root = wish.masks or wish.images
+    if drawn and not photos:
+        report.fault(
+            "no images",
+            f"all pictures in {root} are named as masks are ({some(drawn)}): put "
+            "images and masks into two folders",
+        )
+        return [], None
     if drawn:
         return painted(wish, root, photos, drawn, report), None
     if notes:

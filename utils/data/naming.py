@@ -100,9 +100,9 @@ def naming(classes, ignore=None):
     read by `from_file`. Raises ValueError for values that are none, or stand twice,
     and what `from_file` raises.
     """
-    more = ()
-    if isinstance(classes, (str, Path)):
-        classes, more = from_file(Path(classes))
+    path, more = classes if isinstance(classes, (str, Path)) else None, ()
+    if path:
+        classes, more = from_file(Path(path))
     if not isinstance(classes, dict):
         classes = {name: number for number, name in enumerate(classes)}
     told = [values(one) for one in classes.values()]
@@ -113,7 +113,12 @@ def naming(classes, ignore=None):
     kept = [tuple(v for v in group if v not in ignored) for group in told]
     both = [(str(n), g) for n, g, had in zip(classes, kept, told) if g or not had]
     found = Naming(tuple(n for n, _ in both), tuple(g for _, g in both), ignored)
-    check(found)
+    try:
+        check(found)
+    except ValueError as error:
+        if path:
+            raise Unusable("classes", f"{path}: {error}") from error
+        raise
     return found
 
 

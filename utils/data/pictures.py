@@ -211,7 +211,7 @@ def decoded(image, path):
         return Mask(np.asarray(image).astype(np.int32), "grey")
     if image.mode[0] in "IF":
         return Mask(whole_numbers(np.asarray(image), path), "grey")
-    if image.mode == "P" and "transparency" not in image.info:
+    if image.mode == "P":
         colours = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
         palette = tuple((colours @ (1 << 16, 1 << 8, 1)).tolist())
         return Mask(np.asarray(image).astype(np.int32), "palette", palette)

@@ -21,6 +21,7 @@ from utils.data.report import counted, some
 CROWD = 1 << 16  # beyond every class's number
 BACKGROUND = ("background", "_background_", "__background__")
 IGNORED = "__ignore__"
+FAR = 8  # times the size of an image, beyond which no outline of it lies
 CORNERS = 64  # of the polygon that stands for a circle
 
 
@@ -45,9 +46,8 @@ class Outlines:
         """Whether outlines of two classes cover a pixel together."""
         from pycocotools import mask as rle
 
-        groups = [[s for n, s in self.shapes if n == k] for k in
-                  sorted({number for number, _ in self.shapes})]  # fmt: skip
-        whole = [rle.merge(group) for group in groups]
+        numbers = {number for number, _ in self.shapes} - {CROWD}
+        whole = [rle.merge([s for n, s in self.shapes if n == k]) for k in numbers]
         apart = sum(float(rle.area(one)) for one in whole)
         return bool(whole) and apart > float(rle.area(rle.merge(whole)))
 
@@ -84,6 +84,17 @@ def encoded(polygons, size):
     from pycocotools import mask as rle
 
     return rle.merge(rle.frPyObjects(polygons, *size))
+
+
+def check_near(rings, size, name):
+    """Raises Unusable for outlines far outside an image of this size (H, W)."""
+    flat = np.array([x for ring in rings for x in ring])
+    if not (abs(flat) <= FAR * max(size)).all():  # so for NaN
+        raise Unusable(
+            "far",
+            f"{name} lies far outside its image of {size[0]}x{size[1]}: points are "
+            "pixels, x before y; draw it again",
+        )
 
 
 # --- COCO
@@ -144,10 +155,21 @@ def categories(told):
     return tuple(names), numbers
 
 
-def coco_shape(annotation, size, path):
-    """The pixels of an annotation as RLE: polygons, counts, or packed counts."""
+def checked_rle(told, size):
+    """COCO's counts, packed or not, as an RLE that has been unpacked once; ValueError
+    for counts that do not fill the image."""
     from pycocotools import mask as rle
 
+    if not isinstance(told["counts"], (str, bytes)):
+        if sum(told["counts"]) != size[0] * size[1]:
+            raise ValueError("its counts do not fill the image")
+        told = rle.frPyObjects(told, *size)
+    rle.decode(told)
+    return told
+
+
+def coco_shape(annotation, size, path):
+    """The pixels of an annotation as RLE: polygons, counts, or packed counts."""
     told, number = annotation.get("segmentation"), annotation.get("id")
     try:
         if isinstance(told, dict) and told:
@@ -157,10 +179,11 @@ def coco_shape(annotation, size, path):
                     f"{path}: annotation {number} was drawn on {told['size']}, its "
                     f"image is {list(size)} (height, width): export it again",
                 )
-            packed = isinstance(told["counts"], (str, bytes))
-            return told if packed else rle.frPyObjects(told, *size)
+            return checked_rle(told, size)
         if told and all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in told):
-            return encoded([[float(x) for x in ring] for ring in told], size)
+            rings = [[float(x) for x in ring] for ring in told]
+            check_near(rings, size, f"{path}: annotation {number}")
+            return encoded(rings, size)
     except (TypeError, ValueError, KeyError) as error:
         raise Unusable(
             "outline",
@@ -233,7 +256,9 @@ def labelme(pairs, report):
         own = Outlines(path, size)
         for number, shape in enumerate(told["shapes"], start=1):
             try:
-                rle = encoded([corners(shape, number, path)], size)
+                ring = corners(shape, number, path)
+                check_near([ring], size, f"{path}: shape {number}")
+                rle = encoded([ring], size)
                 own.shapes.append((numbers[str(shape.get("label"))], rle))
             except Unusable as error:
                 report.fault(error.kind, error)

@@ -302,47 +302,55 @@ def plausible(said, items, report):
 
 
 def check_sizes(found):
-    wish, report = found.wish, found.report
+    """A fault for sizes that differ, warnings for those that are hard to learn from."""
+    wish, report, items = found.wish, found.report, found.items
     sizes = {}
-    for item in found.items:
+    for item in items:
         sizes.setdefault(item.size, item)
-    if len(sizes) > 1 and not wish.tile and not wish.size:
-        (small, one), *_, (large, two) = sorted(sizes.items())
+    small, large = (sizes[pick(sizes)] for pick in (min, max))
+    told = f"{small.image} {by(small.size)}, {large.image} {by(large.size)}"
+    if wish.size:
+        tell_resized(found)
+    elif not wish.tile and len(sizes) > 1:
         report.fault(
             "sizes",
-            f"images have {len(sizes)} sizes ({one.image} {by(small)}, {two.image} "
-            f"{by(large)}, height x width): cut them into squares, tile=256, or resize "
-            "them, size=256",
+            f"images have {len(sizes)} sizes ({told}, height x width): cut them into "
+            "squares, tile=256, or resize them, size=256",
         )
-    for item in found.items:
-        if min(wish.size or item.size) < SMALL:
-            report.warn(
-                "tiny",
-                f"{item.image} is {by(wish.size or item.size)}: networks that halve "
-                f"five times need {SMALL} pixels a side; resize, size={4 * SMALL}",
-            )
-    largest = max(found.items, key=lambda item: max(item.size))
-    if max(largest.size) > LARGE and not wish.tile and not wish.size:
+    elif not wish.tile and max(large.size) > LARGE:
         report.warn(
             "large",
-            f"{largest.image} is {by(largest.size)}: whole, it needs much memory and "
-            "time; cut into squares, tile=512, or resize, size=512",
+            f"{large.image} is {by(large.size)}: whole, it needs much memory and time; "
+            "cut into squares, tile=512, or resize, size=512",
         )
-    if wish.size:
-        ratio = wish.size[0] / wish.size[1]
-        bent = [i for i in found.items if not 0.9 < i.size[0] / i.size[1] / ratio < 1.1]
-        if bent:
-            report.note(
-                "bent",
-                f"resizing to {by(wish.size)} stretches "
-                f"{counted(len(bent), 'image')} ({some(i.image for i in bent)})",
-            )
-    heavy = sum(4 * np.prod(wish.size or item.size) for item in found.items)
+    sides = (
+        wish.size or (wish.tile, wish.tile) if wish.tile or wish.size else small.size
+    )
+    if min(sides) < SMALL:
+        name = f"{small.image} is" if sides == small.size else "images become"
+        report.warn(
+            "tiny",
+            f"{name} {by(sides)}: networks that halve five times need {SMALL} pixels a "
+            f"side; resize, size={4 * SMALL}",
+        )
+    heavy = sum(4 * np.prod(wish.size or item.size) for item in items)
     if heavy > HEAVY:
         report.warn(
             "heavy",
-            f"all images together take {heavy / 2**30:.1f} GiB of memory: "
-            "resize them, size=512, or take fewer",
+            f"all images together take {heavy / 2**30:.1f} GiB of memory: resize them, "
+            "size=512, or take fewer",
+        )
+
+
+def tell_resized(found):
+    """A note on images that resizing stretches."""
+    size, ratio = found.wish.size, found.wish.size[0] / found.wish.size[1]
+    bent = [i for i in found.items if not 0.9 < i.size[0] / i.size[1] / ratio < 1.1]
+    if bent:
+        found.report.note(
+            "bent",
+            f"resizing to {by(size)} stretches {counted(len(bent), 'image')} "
+            f"({some(i.image for i in bent)})",
         )
 
 
