@@ -395,7 +395,7 @@ ANSWERED = [
     (two_masks_of_one_kind, {}, r"images/b\.png has 2 masks.*b_label.*b_mask.*keep"),
     (no_name_fits, {}, r"images has a\.png.*masks has 0\.png.*name them"),
     (elsewhere, {}, r"images has a\.png.*masks has a\.png.*name them alike"),
-    (all_masks, {"masks": None}, r"all pictures in images are named as masks are \(a_m"),
+    (all_masks, {"masks": None}, r"all pictures in images are named as masks are"),
     (one_name, {"classes": "labels.txt"}, r"labels\.txt: .* name the background too"),
     (empty_folder, {}, r"masks holds no mask: name the folder that does"),
     (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put"),
@@ -874,7 +874,7 @@ def test_pairs_by_name_in_two_folders(at, photos, truths):
     moved(at, photos, truths)
     sets = loaded({}, quiet=False)
     assert len(whole(sets)) == 6
-    for k, (_, (image, label)) in enumerate(sorted(whole(sets).items())):
+    for k, (_, (image, _)) in enumerate(sorted(whole(sets).items())):
         assert torch.equal(image, torch.from_numpy(noise(k)).permute(2, 0, 1))
 
 
@@ -1358,8 +1358,8 @@ OUTLINED = [
     (coco_unlisted, OUTLINES, "warnings", r"images/a\.png has no mask: left"),
     (coco_box, OUTLINES, "faults", r"annotation 50 has a box and no outline: draw"),
     (coco_line, OUTLINES, "faults", r"annotation 50 has an outline of fewer"),
-    (coco_far, OUTLINES, "faults", r"annotation 50 lies far outside its image of 40x48"),
-    (coco_counts, OUTLINES, "faults", r"annotation 50 has .* counts do not fill the im"),
+    (coco_far, OUTLINES, "faults", r"annotation 50 lies far outside its image"),
+    (coco_counts, OUTLINES, "faults", r"annotation 50 has .* counts do not fill"),
     (coco_torn_counts, OUTLINES, "faults", r"annotation 50 has a seg.*cannot be read"),
     (coco_orphan, OUTLINES, "faults", r"annotation 50 belongs to the image 99"),
     (coco_category, OUTLINES, "faults", r"annotation 50 belongs to the category 7"),

@@ -126,9 +126,8 @@ def check(naming):
     seen = {}
     for name, group in zip(naming.names, naming.values):
         for one in group:
-            code = one if one == OTHERS else (
-                one.as_colour if naming.colours else one.code
-            )  # fmt: skip
+            colour = one != OTHERS and naming.colours
+            code = one.as_colour if colour else getattr(one, "code", one)
             if code in seen:
                 raise ValueError(f"{seen[code]} and {name} have one value, {one}")
             seen[code] = name
@@ -232,19 +231,17 @@ class Coding:
         codes = self.codes(known, kind, palette)
         rest = OTHERS in self.naming.ignored
         labels = np.full(len(known), IGNORE if rest else -1, np.int16)
-        for label, group in [
-            *enumerate(self.naming.values),
-            (IGNORE, self.naming.ignored),
-        ]:
+        groups = [*enumerate(self.naming.values), (IGNORE, self.naming.ignored)]
+        for label, group in groups:
             for one in group:
-                if one == OTHERS and label != IGNORE:
-                    labels[labels == -1] = -2 - label
-                elif one != OTHERS:
-                    code = one.as_colour if self.by == "colour" else one.code
-                    labels[codes == code] = label
-                    if kind == "bit" and code == 1 and not self.has(255):
-                        labels[codes == 255] = label
-        return np.where(labels < -1, -2 - labels, labels)
+                if one == OTHERS:
+                    labels[labels == -1] = label
+                    continue
+                code = one.as_colour if self.by == "colour" else one.code
+                labels[codes == code] = label
+                if kind == "bit" and code == 1 and not self.has(255):
+                    labels[codes == 255] = label
+        return labels
 
     def has(self, code):
         groups = (*self.naming.values, self.naming.ignored)
@@ -303,10 +300,9 @@ def is_grey(code):
 
 
 def colours(naming, by, palettes):
-    """A colour for each class: the reader's, the masks' palette's, or a readable "
-    "one."""
+    """A colour for each class: the reader's, that of the masks, or a readable one."""
     found = []
-    for label, group in enumerate(naming.values):
+    for group in naming.values:
         one = next((v for v in group if v != OTHERS), None)
         code = None
         if one is not None and by == "colour":

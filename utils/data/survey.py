@@ -217,8 +217,7 @@ def meaning(found, named):
 
 
 def tell_strange(found, coding):
-    """A fault where none of the classes' values occurs: the list of another data "
-    "set."""
+    """A fault where most of the classes' values never occur: another set's list."""
     met = {
         int(k) for i in found.items for k in coding.codes(i.known, i.kind, i.palette)
     }
