@@ -21,6 +21,7 @@ from utils.data.report import counted, some
 CROWD = 1 << 16  # beyond every class's number
 BACKGROUND = ("background", "_background_", "__background__")
 IGNORED = "__ignore__"
+WIDEST = 1 << 16  # pixels of a side of an image
 FAR = 8  # times the size of an image, beyond which no outline of it lies
 CORNERS = 64  # of the polygon that stands for a circle
 
@@ -112,10 +113,11 @@ def coco(path, told, images, report):
     try:
         names, numbers = categories(told["categories"])
         entries = {e["id"]: e for e in told["images"]}
-        sizes = {k: (int(e["height"]), int(e["width"])) for k, e in entries.items()}
+        sizes = {k: (side(e["height"]), side(e["width"])) for k, e in entries.items()}
         files = {k: e["file_name"] for k, e in entries.items()}
         owners = [(a["image_id"], a["category_id"], a) for a in told["annotations"]]
-    except (KeyError, TypeError, ValueError) as error:
+        hash(tuple((image, category) for image, category, _ in owners))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         report.fault(
             "json",
             f"{path} lacks what COCO files have ({type(error).__name__}: {error}): "
@@ -139,6 +141,13 @@ def coco(path, told, images, report):
         except Unusable as error:
             report.fault(error.kind, error)
     return matched(path, files, own, images, report), names, numbers
+
+
+def side(told):
+    """A height or a width in pixels; ValueError for what cannot be one."""
+    if not 0 < int(told) <= WIDEST:
+        raise ValueError(f"an image of {told} pixels a side")
+    return int(told)
 
 
 def categories(told):
@@ -184,7 +193,7 @@ def coco_shape(annotation, size, path):
             rings = [[float(x) for x in ring] for ring in told]
             check_near(rings, size, f"{path}: annotation {number}")
             return encoded(rings, size)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise Unusable(
             "outline",
             f"{path}: annotation {number} has a segmentation that cannot be read "
@@ -237,7 +246,12 @@ def labelme(pairs, report):
 
     pairs: (image, path of its file, what it holds).
     """
-    labels = {str(s.get("label")) for _, _, told in pairs for s in told["shapes"]}
+    labels = {
+        str(shape.get("label"))
+        for _, _, told in pairs
+        for shape in told["shapes"]
+        if isinstance(shape, dict)
+    }
     labels -= {*BACKGROUND, IGNORED}
     names = ("background", *sorted(labels, key=natural))
     numbers = {name: k for k, name in enumerate(names)}
@@ -245,8 +259,8 @@ def labelme(pairs, report):
     found = []
     for image, path, told in pairs:
         try:
-            size = int(told["imageHeight"]), int(told["imageWidth"])
-        except (KeyError, TypeError, ValueError):
+            size = side(told["imageHeight"]), side(told["imageWidth"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             report.fault(
                 "json",
                 f"{path} does not say how large its image is (imageHeight, "
@@ -268,6 +282,8 @@ def labelme(pairs, report):
 
 def corners(shape, number, path):
     """The outline of one of LabelMe's shapes as a flat list of x and y."""
+    if not isinstance(shape, dict):
+        raise Unusable("shape", f"{path}: shape {number} is none: draw it again")
     kind = shape.get("shape_type") or "polygon"
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
