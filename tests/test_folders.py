@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from utils import data
-from utils.data import DataError, naming, pictures, splitting
+from utils.data import DataError, naming, pictures, splitting, survey
 
 H, W = 40, 48
 NAMES = "abcdef"
@@ -964,6 +964,15 @@ def test_all_is_resized(at):
     same(sets, label=square(1)[1::2, 1::2], name="a")
 
 
+def test_stretching_and_weight_are_told(at, monkeypatch):
+    report = data.look(**asked({"size": (64, 48)}))
+    assert any("resizing to 64x48 stretches 6 images" in line for line in report.notes)
+    monkeypatch.setattr(survey, "HEAVY", 4 * 6 * 64 * 48 - 1)
+    (said,) = data.look(**asked({"size": (64, 48)})).warnings
+    assert said.startswith("all images together take 0.0 GiB of memory: resize")
+    assert data.look(**asked({"size": (60, 48)})).warnings == []
+
+
 def test_tiles_hold_each_pixel_once(at):
     sizes(at)
     sets = loaded({"tile": 32})
@@ -1063,6 +1072,18 @@ def test_one_image_under_two_names_is_on_one_side(at):
     for seed in range(5):
         sets = loaded({"seed": seed})
         assert sets.groups["b.png"] == sets.groups["g.bmp"]
+
+
+def test_one_image_on_two_sides_is_told(at):
+    twice(at)
+    said = {
+        re.search("under two names, (.*):", line)[1]
+        for seed in range(8)
+        for line in data.look(**asked({"groups": r"(\w)\.", "seed": seed})).warnings
+        if "two names" in line
+    }
+    assert "both kept in train" in said
+    assert any(re.fullmatch("in (train|val|test) and in (?!\\1).*", s) for s in said)
 
 
 def test_a_rare_class_is_learnt(at):
