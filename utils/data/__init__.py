@@ -7,7 +7,8 @@ A data set comes from the first of these sources that has it:
     kaggle   the same from Kaggle, for the data sets that lie there
     sample   the embedded stand-in, drawn by a program: nothing to download
 
-Each module of this package that is named in NAMES describes one data set.
+Each module of this package that is named in NAMES describes one data set. `folder` and
+`look` do the same for a reader's own images and masks.
 """
 
 import importlib
@@ -312,3 +313,7 @@ def read_image(path, mode):
     if deep:
         raise DataError(f"{path} has over 8 bits a pixel: save it again, scaled to 8")
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+# Last, as they need what stands above: a reader's own files.
+from utils.data.folders import Sets, folder, look  # noqa: E402, F401
