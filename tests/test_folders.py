@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from utils import data
-from utils.data import DataError, naming, pictures, splitting
+from utils.data import DataError, naming, pictures, splitting, survey
 
 H, W = 40, 48
 NAMES = "abcdef"
@@ -229,6 +229,10 @@ def jpeg_masks(at):
     masks(at, lambda k: square(), "jpg", quality=60)
 
 
+def webp_masks(at):
+    masks(at, lambda k: square(), "webp", quality=60)
+
+
 def smoothed(at):
     large = Image.fromarray(np.kron(square(), np.ones((4, 4), np.uint8)))
     soft = large.rotate(20).resize((W, H), Image.BICUBIC)
@@ -278,6 +282,23 @@ def two_masks_of_one_kind(at):
     (at / "masks/b.png").unlink()
     for word in ("mask", "label"):
         save(at / f"masks/b_{word}.png", square())
+
+
+def all_masks(at):
+    for path in (at / "images").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+
+
+def elsewhere(at):
+    """North has images without masks, south masks without images."""
+    for kind, place in (("images", "north"), ("masks", "south")):
+        (at / kind / place).mkdir()
+        for name in NAMES:
+            (at / kind / f"{name}.png").rename(at / kind / place / f"{name}.png")
+
+
+def one_name(at):
+    (at / "labels.txt").write_text("house\n")
 
 
 def no_name_fits(at):
@@ -360,29 +381,33 @@ ANSWERED = [
     (on_its_side, {}, r"masks/b\.png is 48x40, its image 40x48 .*side.*EXIF"),
     (jpeg_masks, {}, r"masks/a\.jpg is a JPEG, which blurs .*PNG"),
     (jpeg_masks, NO_CLASSES, r"masks/a\.jpg is a JPEG, which blurs .*PNG"),
+    (webp_masks, {}, r"masks/a\.webp is a WebP, which blurs .*PNG"),
     (smoothed, {}, r"masks/b\.png has values between those .*smoothing"),
     (smoothed, NO_CLASSES, r"masks/b\.png has \d+ values between others.*smoothing"),
     (smoothed_colours, {"classes": RED}, r"masks/b\.png has values between .*smooth"),
     (value_without_name, {}, r"masks/b\.png holds 128, which classes does not name"),
-    (colours_for_numbers, {}, r"masks/a\.png holds colours \(#0000FF, #FF0000\).*colour"),
+    (colours_for_numbers, {}, r"masks/a\.png holds colours \(#0000FF, #FF0000\).*col"),
     (instances, {}, r'masks/a\.png has 60 values .*"object": "others"'),
     (instances, NO_CLASSES, r'hold 61 values .*masks/a\.png.*"object": "others"'),
     (sizes, {}, r"2 sizes \(images/a\.png 40x48, images/b\.png 60x50.*tile=256.*size="),
     (same_stem, {}, r"images/b\.jpg, images/b\.png have one name, and masks/b"),
     (two_masks, {}, r"images/b\.png has 2 masks, masks/b\.png, masks/b_mask\.png"),
-    (two_masks_of_one_kind, {}, r"images/b\.png has 2 masks.*b_label.*b_mask.*keep one"),
+    (two_masks_of_one_kind, {}, r"images/b\.png has 2 masks.*b_label.*b_mask.*keep"),
     (no_name_fits, {}, r"images has a\.png.*masks has 0\.png.*name them"),
+    (elsewhere, {}, r"images has a\.png.*masks has a\.png.*name them alike"),
+    (all_masks, {"masks": None}, r"all pictures in images are named as masks are"),
+    (one_name, {"classes": "labels.txt"}, r"labels\.txt: .* name the background too"),
     (empty_folder, {}, r"masks holds no mask: name the folder that does"),
-    (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put the im"),
+    (empty_folder, {"images": "masks", "masks": "images"}, "masks is empty: put"),
     (only_foreign, {}, r"images holds no picture .*a\.heic.*save them as PNG"),
-    (fractions, {}, r"masks/b\.tif holds fractions, such as probabilities"),
+    (fractions, {}, r"masks/b\.tif holds fractions or numbers below 0"),
     (one_image, {}, r"there is 1 different image with a mask, and three parts"),
     (two_images, {}, r"there are 2 different images with a mask, and three parts"),
     (two_patients, {"groups": "prefix"}, r"groups='prefix' gives 2 groups, and three"),
     (nothing, {"groups": r"area(\d)"}, r"a\.png has no group by the pattern 'area"),
     (one_class, NO_CLASSES, r"all masks hold one value, 0, as masks/a"),
     (one_class, {}, r"all masks hold background alone, as masks/a\.png does"),
-    (many_classes, {"classes": range(300)}, r"there are 300 classes.*room for 255: join"),
+    (many_classes, {"classes": range(300)}, r"there are 300 classes.*room for 255"),
     (other_list, {"classes": "classes.json"}, r"#50E3C2, #F5A623.*not those of these"),
     (broken_list, {"classes": "labelmap.txt"}, r"labelmap\.txt is no list of classes"),
     (nothing, {"classes": "labels.txt"}, r"labels\.txt cannot be read .*No such file"),
@@ -391,7 +416,7 @@ ANSWERED = [
     (nothing, {"images": "q"}, r"there is no folder q: give its path, seen from"),
     (nothing, {"images": "images/b.png"}, r"images/b\.png is a file: name the"),
     (packed, {"images": "photos.zip"}, r"photos\.zip is packed: unpack it"),
-    (nothing, {"masks": None}, r"images holds no masks beside its images: name the fol"),
+    (nothing, {"masks": None}, r"images holds no masks beside its images: name"),
     (nothing, {"masks": "masks/b.png"}, r"masks/b\.png is no folder of masks"),
 ]  # fmt: skip
 
@@ -507,6 +532,10 @@ def one_colour(at):
     save(at / "images/b.png", np.full((H, W, 3), 7, np.uint8))
 
 
+def dark(at):
+    save(at / "images/b.png", noise(1) // 20)
+
+
 def unscored(at):
     save(at / "masks/b.png", square(9, 9))
 
@@ -525,12 +554,15 @@ DOUBTED = [
     (twice_unlike, {}, r"images/g\.bmp are one image .*with different masks"),
     (frames, {}, r"(nearly the same|much more alike).*groups="),
     (nearly_alike, {}, r"images held out are nearly the same as one .*groups="),
+    (nothing, {"size": 16}, r"images become 16x16: networks .*size=128"),
+    (nothing, {"tile": 16}, r"images become 16x16: networks .*size=128"),
     (tiny, {}, r"images/a\.png is 3x4: networks .*size=128"),
     (large, {}, r"images/a\.png is 1100x32: whole, .*tile=512"),
     (void_by_habit, NO_CLASSES, r"255 occurs beside 0, 1: .*ignore=255"),
     (nothing, THREE, r"the class tree occurs in no mask"),
     (rare, THREE, r"the class tree does not occur in val and test"),
     (one_colour, {}, r"images/b\.png is of one colour all over"),
+    (dark, {}, r"images/b\.png is almost black, no level above 12 of 255"),
     (unscored, {"ignore": 9}, r"masks/b\.png has no pixel that is scored"),
     (deep_and_not, {}, r"1 image of 6 have more than 8 bits \(images/b\.tif\)"),
 ]  # fmt: skip
@@ -842,7 +874,7 @@ def test_pairs_by_name_in_two_folders(at, photos, truths):
     moved(at, photos, truths)
     sets = loaded({}, quiet=False)
     assert len(whole(sets)) == 6
-    for k, (_, (image, label)) in enumerate(sorted(whole(sets).items())):
+    for k, (_, (image, _)) in enumerate(sorted(whole(sets).items())):
         assert torch.equal(image, torch.from_numpy(noise(k)).permute(2, 0, 1))
 
 
@@ -874,6 +906,12 @@ def test_pairs_by_ending_in_one_folder(at):
     assert sorted(whole(loaded({"images": "masks", "masks": None}))) == [
         f"{name}.jpg" for name in NAMES
     ]
+
+
+def test_images_inside_the_folder_of_masks(at):
+    (at / "images").rename(at / "masks/photos")
+    sets = loaded({"images": "masks/photos"}, quiet=False)
+    assert len(whole(sets)) == 6
 
 
 def test_masks_inside_the_folder_of_images(at):
@@ -924,6 +962,15 @@ def test_all_is_resized(at):
     assert sets.train.labels.shape[1:] == (20, 24)
     assert set(sets.train.labels.unique().tolist()) == {0, 1}
     same(sets, label=square(1)[1::2, 1::2], name="a")
+
+
+def test_stretching_and_weight_are_told(at, monkeypatch):
+    report = data.look(**asked({"size": (64, 48)}))
+    assert any("resizing to 64x48 stretches 6 images" in line for line in report.notes)
+    monkeypatch.setattr(survey, "HEAVY", 4 * 6 * 64 * 48 - 1)
+    (said,) = data.look(**asked({"size": (64, 48)})).warnings
+    assert said.startswith("all images together take 0.0 GiB of memory: resize")
+    assert data.look(**asked({"size": (60, 48)})).warnings == []
 
 
 def test_tiles_hold_each_pixel_once(at):
@@ -1025,6 +1072,18 @@ def test_one_image_under_two_names_is_on_one_side(at):
     for seed in range(5):
         sets = loaded({"seed": seed})
         assert sets.groups["b.png"] == sets.groups["g.bmp"]
+
+
+def test_one_image_on_two_sides_is_told(at):
+    twice(at)
+    said = {
+        re.search("under two names, (.*):", line)[1]
+        for seed in range(8)
+        for line in data.look(**asked({"groups": r"(\w)\.", "seed": seed})).warnings
+        if "two names" in line
+    }
+    assert "both kept in train" in said
+    assert any(re.fullmatch("in (train|val|test) and in (?!\\1).*", s) for s in said)
 
 
 def test_a_rare_class_is_learnt(at):
@@ -1187,7 +1246,8 @@ def test_coco_paths_of_other_machines(at):
 
 
 def labelme(at, shapes, **more):
-    """Replaces the masks by LabelMe's files beside the images; shapes are those of b."""
+    """Replaces the masks by LabelMe's files beside the images; shapes are those of "
+    "b."""
     house = {"label": "house", "shape_type": "polygon",
              "points": [[10, 8], [30, 8], [30, 24], [10, 24]]}  # fmt: skip
     for name in NAMES:
@@ -1243,6 +1303,20 @@ def coco_box(at):
 
 def coco_line(at):
     coco(at, [annotation(50, 11, 90, (0, 0, 5, 5))])
+
+
+def coco_far(at):
+    coco(at, [annotation(50, 11, 90, box(0, 0, 5e9, 5e9))])
+
+
+def coco_counts(at):
+    short = {"size": [H, W], "counts": [3, 4]}
+    coco(at, [annotation(50, 11, 90) | {"segmentation": short}])
+
+
+def coco_torn_counts(at):
+    torn = {"size": [H, W], "counts": "not what it should be"}
+    coco(at, [annotation(50, 11, 90) | {"segmentation": torn}])
 
 
 def coco_orphan(at):
@@ -1305,10 +1379,13 @@ OUTLINED = [
     (coco_unlisted, OUTLINES, "warnings", r"images/a\.png has no mask: left"),
     (coco_box, OUTLINES, "faults", r"annotation 50 has a box and no outline: draw"),
     (coco_line, OUTLINES, "faults", r"annotation 50 has an outline of fewer"),
+    (coco_far, OUTLINES, "faults", r"annotation 50 lies far outside its image"),
+    (coco_counts, OUTLINES, "faults", r"annotation 50 has .* counts do not fill"),
+    (coco_torn_counts, OUTLINES, "faults", r"annotation 50 has a seg.*cannot be read"),
     (coco_orphan, OUTLINES, "faults", r"annotation 50 belongs to the image 99"),
     (coco_category, OUTLINES, "faults", r"annotation 50 belongs to the category 7"),
     (coco_smaller, OUTLINES, "faults", r"json \(b\.png\) is 20x24, its image 40x48"),
-    (coco_torn, OUTLINES, "faults", r"annotations\.json is no whole JSON file .*export"),
+    (coco_torn, OUTLINES, "faults", r"annotations\.json is no whole JSON .*export"),
     (coco_bare, OUTLINES, "faults", r"lacks what COCO files have \(KeyError"),
     (geojson, OUTLINES, "faults", r"annotations\.json holds neither .*export"),
     (coco_two, {"masks": None}, "faults", r"several files of outl.*one\.json.*two"),

@@ -19,11 +19,12 @@ from utils.data import (
     resize_label,
     splitting,
 )
+from utils.data.finding import Wish
 from utils.data.naming import IGNORE
 from utils.data.pairing import IMAGES, plain
 from utils.data.pictures import read_photo
 from utils.data.report import Report
-from utils.data.survey import Wish, survey
+from utils.data.survey import survey
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,9 +56,9 @@ def folder(
     classes: name -> value of the masks (a number, "#3C1098", (r, g, b), a list of
     these, or "others" for all the rest), a list of names (0, 1, 2 ...), a file that a
     labelling tool wrote, or None: the values found. For outlines: their names.
-    groups: what must not be parted: None (single images), "folder" (three called train,
-    val and test are taken as they are), "prefix", a number (so many neighbours by name),
-    or a regular expression, its first group searched for in the path seen from `images`.
+    groups: what must not be parted: None (single images), "folder" (those called train,
+    val and test are the parts), "prefix", a number (so many neighbours by name), or a
+    regular expression, its first group searched for in the path seen from `images`.
     tile: side of squares, in pixels, into which all is cut; size: a side or (height,
     width) to which all is resized. One of them is needed where sizes differ.
     ignore: a value, a list of values or "others": neither learnt nor scored.

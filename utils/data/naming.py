@@ -100,9 +100,9 @@ def naming(classes, ignore=None):
     read by `from_file`. Raises ValueError for values that are none, or stand twice,
     and what `from_file` raises.
     """
-    more = ()
-    if isinstance(classes, (str, Path)):
-        classes, more = from_file(Path(classes))
+    path, more = classes if isinstance(classes, (str, Path)) else None, ()
+    if path:
+        classes, more = from_file(Path(path))
     if not isinstance(classes, dict):
         classes = {name: number for number, name in enumerate(classes)}
     told = [values(one) for one in classes.values()]
@@ -113,7 +113,12 @@ def naming(classes, ignore=None):
     kept = [tuple(v for v in group if v not in ignored) for group in told]
     both = [(str(n), g) for n, g, had in zip(classes, kept, told) if g or not had]
     found = Naming(tuple(n for n, _ in both), tuple(g for _, g in both), ignored)
-    check(found)
+    try:
+        check(found)
+    except ValueError as error:
+        if path:
+            raise Unusable("classes", f"{path}: {error}") from error
+        raise
     return found
 
 
@@ -121,9 +126,8 @@ def check(naming):
     seen = {}
     for name, group in zip(naming.names, naming.values):
         for one in group:
-            code = one if one == OTHERS else (
-                one.as_colour if naming.colours else one.code
-            )  # fmt: skip
+            colour = one != OTHERS and naming.colours
+            code = one.as_colour if colour else getattr(one, "code", one)
             if code in seen:
                 raise ValueError(f"{seen[code]} and {name} have one value, {one}")
             seen[code] = name
@@ -227,19 +231,17 @@ class Coding:
         codes = self.codes(known, kind, palette)
         rest = OTHERS in self.naming.ignored
         labels = np.full(len(known), IGNORE if rest else -1, np.int16)
-        for label, group in [
-            *enumerate(self.naming.values),
-            (IGNORE, self.naming.ignored),
-        ]:
+        groups = [*enumerate(self.naming.values), (IGNORE, self.naming.ignored)]
+        for label, group in groups:
             for one in group:
-                if one == OTHERS and label != IGNORE:
-                    labels[labels == -1] = -2 - label
-                elif one != OTHERS:
-                    code = one.as_colour if self.by == "colour" else one.code
-                    labels[codes == code] = label
-                    if kind == "bit" and code == 1 and not self.has(255):
-                        labels[codes == 255] = label
-        return np.where(labels < -1, -2 - labels, labels)
+                if one == OTHERS:
+                    labels[labels == -1] = label
+                    continue
+                code = one.as_colour if self.by == "colour" else one.code
+                labels[codes == code] = label
+                if kind == "bit" and code == 1 and not self.has(255):
+                    labels[codes == 255] = label
+        return labels
 
     def has(self, code):
         groups = (*self.naming.values, self.naming.ignored)
@@ -298,9 +300,9 @@ def is_grey(code):
 
 
 def colours(naming, by, palettes):
-    """A colour for each class: the reader's, the masks' palette's, or a readable one."""
+    """A colour for each class: the reader's, that of the masks, or a readable one."""
     found = []
-    for label, group in enumerate(naming.values):
+    for group in naming.values:
         one = next((v for v in group if v != OTHERS), None)
         code = None
         if one is not None and by == "colour":
@@ -345,7 +347,7 @@ def found(facts, ignore=None):
 # --- what is wrong with values
 
 
-def unnamed(path, lost, odd, jpeg, coding):
+def unnamed(path, lost, odd, lossy, coding):
     """The sentence on values of a mask that no class is called by: (kind, sentence).
 
     lost: the values, as the coding counts them; odd: whether most of them lie between
@@ -358,20 +360,23 @@ def unnamed(path, lost, odd, jpeg, coding):
             'classes has numbers: give each class its colour, such as "#3C1098"'
         )
     shown = some(coding.text(code) for code in lost)
-    if jpeg:
+    if lossy:
         return "jpeg", (
-            f"{path} is a JPEG, which blurs the values of a mask ({shown}): export the "
+            f"{path} is a {lossy}, which blurs the values of a mask ({shown}): export "
+            "the "
             f'masks as PNG, or leave its fringes unscored with ignore="{OTHERS}"'
         )
     if odd:
         return "smooth", (
             f"{path} has values between those of the classes ({shown}), from smoothed "
-            "edges: export it without smoothing (resize by the nearest pixel), or leave "
+            "edges: export it without smoothing (resize by the nearest pixel), or "
+            "leave "
             f'them unscored with ignore="{OTHERS}"'
         )
     if len(lost) > MANY:
         return "instances", (
-            f"{path} has {len(lost)} values that classes does not name ({shown}): if each "
+            f"{path} has {len(lost)} values that classes does not name ({shown}): if "
+            "each "
             f'is an object with a number, say classes={{"background": 0, "object": '
             f'"{OTHERS}"}}'
         )

@@ -109,8 +109,8 @@ def check_folder(path):
             None
             if is_open(path)
             else (
-                f"{path} may not be read: give yourself permission (chmod -R u+rX), or ask "
-                "its owner"
+                f"{path} may not be read: give yourself permission (chmod -R u+rX), or "
+                "ask its owner"
             )
         )
     if path.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar") and path.exists():
@@ -207,27 +207,37 @@ def pairs(images, masks, report, shown_image=str, shown_mask=str):
     for off_image, off_mask, deep in LEVELS:
         mine = by_key(images, off_image, deep)
         theirs = by_key(masks, off_mask, deep)
-        for name in mine.keys() & theirs.keys():
-            both = [shown_image(p) for p in mine[name]]
+        both = [name for name in mine if name in theirs and (
+            deep or are_loose(mine[name], theirs[name])
+        )]  # fmt: skip
+        for name in both:
+            ours = [shown_image(p) for p in mine[name]]
             gone = [shown_mask(p) for p in theirs[name]]
-            if len(both) == len(gone) == 1:
+            if len(ours) == len(gone) == 1:
                 found += [(mine[name][0], theirs[name][0])]
-            elif len(both) > 1:
+            elif len(ours) > 1:
                 report.fault(
                     "ambiguous",
-                    f"{some(both)} have one name, and {some(gone)} fits each: keep one, "
-                    "or rename them",
+                    f"{some(ours)} have one name, and {some(gone)} fits each: keep "
+                    "one, or rename them",
                 )
             else:
                 report.fault(
                     "ambiguous",
-                    f"{both[0]} has {len(gone)} masks, {some(gone)}: keep one, or put "
+                    f"{ours[0]} has {len(gone)} masks, {some(gone)}: keep one, or put "
                     "the others elsewhere",
                 )
-            images = [p for p in images if p not in mine[name]]
-            masks = [p for p in masks if p not in theirs[name]]
+        done = {p for name in both for p in mine[name]}
+        images = [p for p in images if p not in done]
+        done = {p for name in both for p in theirs[name]}
+        masks = [p for p in masks if p not in done]
     masks = doubled(found, masks, report, shown_image, shown_mask)
     return sorted(found, key=lambda pair: natural(pair[0])), images, masks
+
+
+def are_loose(images, masks):
+    """Whether images or masks lie in no folder that could set them apart."""
+    return all(not place(p) for p in images) or all(not place(p) for p in masks)
 
 
 def by_key(paths, words, deep):

@@ -15,7 +15,9 @@ from PIL import Image
 
 from utils.data.download import DataError
 
-JPEG = ("JPEG", "MPO")
+# Formats that change values a little, unless told not to, and how they are called.
+LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP", "AVIF": "AVIF",
+         "JPEG2000": "JPEG 2000"}  # fmt: skip
 SIDE = 16  # pixels of a thumbnail
 ORIENTATION = 0x0112  # the tag of EXIF that says how a photograph is turned
 # What each value of it asks for, as a function of an array (H, W, ...).
@@ -89,7 +91,7 @@ class Mask:
     values: np.ndarray  # (H, W) int32: see kind
     kind: str  # "bit" (0, 255), "grey", "palette" (its numbers), "colour" (0xRRGGBB)
     palette: tuple[int, ...] = ()  # 0xRRGGBB of each number
-    jpeg: bool = False
+    lossy: str = ""  # the name of a format that blurs values
 
     @property
     def size(self):
@@ -101,7 +103,7 @@ class Mask:
     def turned(self, turn):
         """The mask, turned as an image with this value of ORIENTATION is."""
         values = np.ascontiguousarray(TURNS[turn](self.values))
-        return Mask(values, self.kind, self.palette, self.jpeg)
+        return Mask(values, self.kind, self.palette, self.lossy)
 
 
 def digest(array):
@@ -121,7 +123,8 @@ def opened(path):
                 if pages > 1 and image.format != "MPO":
                     raise Unusable(
                         "pages",
-                        f"{path} holds {pages} pictures: save each as a file of its own",
+                        f"{path} holds {pages} pictures: save each as a file of its "
+                        "own",
                     )
                 image.load()
                 yield image
@@ -130,8 +133,9 @@ def opened(path):
     except Image.DecompressionBombError as error:
         raise Unusable(
             "huge",
-            f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: cut it into smaller "
-            "files first (its mask alike), or set PIL.Image.MAX_IMAGE_PIXELS = None",
+            f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: cut it into "
+            "smaller files first (its mask alike), or set PIL.Image.MAX_IMAGE_PIXELS = "
+            "None",
         ) from error
     except Exception as error:  # Pillow has many ways to fail on a broken file
         kind = "breaks off" if "truncated" in str(error) else "cannot be read"
@@ -195,7 +199,7 @@ def read_mask(path):
     with opened(path) as image:
         turn = image.getexif().get(ORIENTATION, 1)
         mask = decoded(image, path)
-        mask.jpeg = image.format in JPEG
+        mask.lossy = LOSSY.get(image.format, "")
     return mask.turned(turn) if turn in TURNS else mask
 
 
@@ -203,25 +207,39 @@ def decoded(image, path):
     """A picture's values as a `Mask`, the simplest kind that holds them."""
     if image.mode == "1":
         return Mask(255 * np.asarray(image).astype(np.int32), "bit")
-    if image.mode == "L" or image.mode[0] == "I":
+    if image.mode == "L":
         return Mask(np.asarray(image).astype(np.int32), "grey")
-    if image.mode == "F":
-        levels = np.asarray(image)
-        if not (levels == levels.astype(np.int32)).all():
-            raise Unusable(
-                "fractions",
-                f"{path} holds fractions, such as probabilities: a mask holds whole "
-                "numbers, one for each class; save it so",
-            )
-        return Mask(levels.astype(np.int32), "grey")
-    if image.mode == "P" and "transparency" not in image.info:
+    if image.mode[0] in "IF":
+        return Mask(whole_numbers(np.asarray(image), path), "grey")
+    if image.mode == "P":
         colours = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
         palette = tuple((colours @ (1 << 16, 1 << 8, 1)).tolist())
         return Mask(np.asarray(image).astype(np.int32), "palette", palette)
+    if image.format in LOSSY and is_greyish(flat(image)[0]):
+        return Mask(np.asarray(flat(image)[0].convert("L")).astype(np.int32), "grey")
     red, green, blue = np.moveaxis(np.asarray(flat(image)[0]).astype(np.int32), 2, 0)
     if (red == green).all() and (green == blue).all():
         return Mask(red, "grey")
     return Mask((red << 16) + (green << 8) + blue, "colour")
+
+
+def is_greyish(image):
+    """Whether a picture in RGB has no more colour than blurring gives to grey."""
+    pixels = np.asarray(image).astype(np.int16)
+    return (pixels.max(2) - pixels.min(2)).max() < 24
+
+
+def whole_numbers(levels, path):
+    """Levels (H, W) as int32; raises Unusable for fractions and what is below 0."""
+    with np.errstate(invalid="ignore"):
+        found = levels.astype(np.int32)
+    if (found != levels).any() or found.min() < 0:
+        raise Unusable(
+            "fractions",
+            f"{path} holds fractions or numbers below 0, as probabilities are: a mask "
+            "holds whole numbers, one for each class; save it so",
+        )
+    return found
 
 
 def histogram(values):

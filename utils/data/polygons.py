@@ -21,6 +21,8 @@ from utils.data.report import counted, some
 CROWD = 1 << 16  # beyond every class's number
 BACKGROUND = ("background", "_background_", "__background__")
 IGNORED = "__ignore__"
+WIDEST = 1 << 16  # pixels of a side of an image
+FAR = 8  # times the size of an image, beyond which no outline of it lies
 CORNERS = 64  # of the polygon that stands for a circle
 
 
@@ -45,9 +47,8 @@ class Outlines:
         """Whether outlines of two classes cover a pixel together."""
         from pycocotools import mask as rle
 
-        groups = [[s for n, s in self.shapes if n == k] for k in
-                  sorted({number for number, _ in self.shapes})]  # fmt: skip
-        whole = [rle.merge(group) for group in groups]
+        numbers = {number for number, _ in self.shapes} - {CROWD}
+        whole = [rle.merge([s for n, s in self.shapes if n == k]) for k in numbers]
         apart = sum(float(rle.area(one)) for one in whole)
         return bool(whole) and apart > float(rle.area(rle.merge(whole)))
 
@@ -86,6 +87,17 @@ def encoded(polygons, size):
     return rle.merge(rle.frPyObjects(polygons, *size))
 
 
+def check_near(rings, size, name):
+    """Raises Unusable for outlines far outside an image of this size (H, W)."""
+    flat = np.array([x for ring in rings for x in ring])
+    if not (abs(flat) <= FAR * max(size)).all():  # so for NaN
+        raise Unusable(
+            "far",
+            f"{name} lies far outside its image of {size[0]}x{size[1]}: points are "
+            "pixels, x before y; draw it again",
+        )
+
+
 # --- COCO
 
 
@@ -94,16 +106,18 @@ def coco(path, told, images, report):
     numbers).
 
     images: paths as seen from their folder. names: of the classes, the background
-    first; a shape's value is its place in them. numbers: of a category -> that value. An image without annotations is all
-    background. Faults and warnings go into the report.
+    first; a shape's value is its place in them. numbers: of a category -> that value.
+    An image without annotations is all background. Faults and warnings go into the
+    report.
     """
     try:
         names, numbers = categories(told["categories"])
         entries = {e["id"]: e for e in told["images"]}
-        sizes = {k: (int(e["height"]), int(e["width"])) for k, e in entries.items()}
+        sizes = {k: (side(e["height"]), side(e["width"])) for k, e in entries.items()}
         files = {k: e["file_name"] for k, e in entries.items()}
         owners = [(a["image_id"], a["category_id"], a) for a in told["annotations"]]
-    except (KeyError, TypeError, ValueError) as error:
+        hash(tuple((image, category) for image, category, _ in owners))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         report.fault(
             "json",
             f"{path} lacks what COCO files have ({type(error).__name__}: {error}): "
@@ -129,6 +143,13 @@ def coco(path, told, images, report):
     return matched(path, files, own, images, report), names, numbers
 
 
+def side(told):
+    """A height or a width in pixels; ValueError for what cannot be one."""
+    if not 0 < int(told) <= WIDEST:
+        raise ValueError(f"an image of {told} pixels a side")
+    return int(told)
+
+
 def categories(told):
     """(names, the background first; category id -> number of its name)."""
     names, numbers = ["background"], {}
@@ -143,24 +164,36 @@ def categories(told):
     return tuple(names), numbers
 
 
-def coco_shape(annotation, size, path):
-    """The pixels of an annotation as RLE: polygons, counts, or packed counts."""
+def checked_rle(told, size):
+    """COCO's counts, packed or not, as an RLE that has been unpacked once; ValueError
+    for counts that do not fill the image."""
     from pycocotools import mask as rle
 
+    if not isinstance(told["counts"], (str, bytes)):
+        if sum(told["counts"]) != size[0] * size[1]:
+            raise ValueError("its counts do not fill the image")
+        told = rle.frPyObjects(told, *size)
+    rle.decode(told)
+    return told
+
+
+def coco_shape(annotation, size, path):
+    """The pixels of an annotation as RLE: polygons, counts, or packed counts."""
     told, number = annotation.get("segmentation"), annotation.get("id")
     try:
         if isinstance(told, dict) and told:
             if tuple(told["size"]) != size:
                 raise Unusable(
                     "drawn",
-                    f"{path}: annotation {number} was drawn on {told['size']}, its image "
-                    f"is {list(size)} (height, width): export it again",
+                    f"{path}: annotation {number} was drawn on {told['size']}, its "
+                    f"image is {list(size)} (height, width): export it again",
                 )
-            packed = isinstance(told["counts"], (str, bytes))
-            return told if packed else rle.frPyObjects(told, *size)
+            return checked_rle(told, size)
         if told and all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in told):
-            return encoded([[float(x) for x in ring] for ring in told], size)
-    except (TypeError, ValueError, KeyError) as error:
+            rings = [[float(x) for x in ring] for ring in told]
+            check_near(rings, size, f"{path}: annotation {number}")
+            return encoded(rings, size)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise Unusable(
             "outline",
             f"{path}: annotation {number} has a segmentation that cannot be read "
@@ -213,7 +246,12 @@ def labelme(pairs, report):
 
     pairs: (image, path of its file, what it holds).
     """
-    labels = {str(s.get("label")) for _, _, told in pairs for s in told["shapes"]}
+    labels = {
+        str(shape.get("label"))
+        for _, _, told in pairs
+        for shape in told["shapes"]
+        if isinstance(shape, dict)
+    }
     labels -= {*BACKGROUND, IGNORED}
     names = ("background", *sorted(labels, key=natural))
     numbers = {name: k for k, name in enumerate(names)}
@@ -221,18 +259,20 @@ def labelme(pairs, report):
     found = []
     for image, path, told in pairs:
         try:
-            size = int(told["imageHeight"]), int(told["imageWidth"])
-        except (KeyError, TypeError, ValueError):
+            size = side(told["imageHeight"]), side(told["imageWidth"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             report.fault(
                 "json",
-                f"{path} does not say how large its image is (imageHeight, imageWidth): "
-                "save it again in LabelMe",
+                f"{path} does not say how large its image is (imageHeight, "
+                "imageWidth): save it again in LabelMe",
             )
             continue
         own = Outlines(path, size)
         for number, shape in enumerate(told["shapes"], start=1):
             try:
-                rle = encoded([corners(shape, number, path)], size)
+                ring = corners(shape, number, path)
+                check_near([ring], size, f"{path}: shape {number}")
+                rle = encoded([ring], size)
                 own.shapes.append((numbers[str(shape.get("label"))], rle))
             except Unusable as error:
                 report.fault(error.kind, error)
@@ -242,6 +282,8 @@ def labelme(pairs, report):
 
 def corners(shape, number, path):
     """The outline of one of LabelMe's shapes as a flat list of x and y."""
+    if not isinstance(shape, dict):
+        raise Unusable("shape", f"{path}: shape {number} is none: draw it again")
     kind = shape.get("shape_type") or "polygon"
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
@@ -258,8 +300,9 @@ def corners(shape, number, path):
     elif kind not in ("polygon", "rectangle", "circle"):
         raise Unusable(
             "shape",
-            f"{path}: shape {number} ({shape.get('label')}) is a {kind}, which covers no "
-            "area that is known here: draw a polygon, a rectangle or a circle instead",
+            f"{path}: shape {number} ({shape.get('label')}) is a {kind}, which covers "
+            "no area that is known here: draw a polygon, a rectangle or a circle "
+            "instead",
         )
     if len(points) < 3:
         raise Unusable(
@@ -297,7 +340,8 @@ def renamed(classes, names, numbers=None):
         else:
             raise Unusable(
                 "classes",
-                f"no class {name!r} in the outlines{like(name, names)}: take their names",
+                f"no class {name!r} in the outlines{like(name, names)}: take their "
+                "names",
             )
     named = {0, "others"} & set(found.values())
     return found if named else {"background": 0, **found}

@@ -46,7 +46,7 @@ class Report:
         return [line for lines in self._found[what].values() for line in lines]
 
     def brief(self, what):
-        """The lines of "fault", "warning" or "note", few of each kind, the rest counted."""
+        """The lines of "fault", "warning" or "note": few of each kind, more counted."""
         lines = []
         for found in self._found[what].values():
             lines += found[:SHOWN]

@@ -33,9 +33,9 @@ class Ungrouped(ValueError):
 def group_of(name, groups):
     """The group of an image, by its path as a text, seen from its folder.
 
-    None or a number: the image itself. "folder": the folder it lies in, but for such as "images".
-    "prefix": its name up to the last of "_", "-", "." and blank, or without the number
-    at its end. Else a regular expression, whose first group is the group.
+    None or a number: the image itself. "folder": the folder it lies in, but for such as
+    "images". "prefix": its name up to the last of "_", "-", "." and blank, or without
+    the number at its end. Else a regular expression, whose first group is the group.
     """
     path = PurePosixPath(name)
     if groups is None or isinstance(groups, int):
@@ -53,8 +53,8 @@ def group_of(name, groups):
     found = re.search(groups, name)
     if not found or found[1] is None:
         raise Ungrouped(
-            f"{name} has no group by the pattern {groups!r}: change the pattern so that "
-            "it fits every path, seen from the folder of images"
+            f"{name} has no group by the pattern {groups!r}: change the pattern so "
+            "that it fits every path, seen from the folder of images"
         )
     return found[1]
 
@@ -110,13 +110,12 @@ def split(groups, sizes, counts, held_out, seed):
     weights = np.bincount(of, sizes, len(names)) / sum(sizes)
     pixels = np.zeros((len(names), counts.shape[1]))
     np.add.at(pixels, of, counts)
-    rng, best, chosen = np.random.default_rng(seed), np.inf, None
-    for _ in range(TRIES):
-        parts = cut(rng.permutation(len(names)), weights, held_out)
-        cost = distance(parts, weights, pixels, held_out)
-        if cost < best:
-            best, chosen = cost, parts
-    return [PARTS[k] for k in chosen[of]]
+    rng = np.random.default_rng(seed)
+    tries = np.stack([
+        cut(rng.permutation(len(names)), weights, held_out) for _ in range(TRIES)
+    ])  # fmt: skip
+    best = distance(tries, weights, pixels, held_out).argmin()
+    return [PARTS[k] for k in tries[best][of]]
 
 
 def cut(order, weights, held_out):
@@ -133,17 +132,18 @@ def cut(order, weights, held_out):
     return parts
 
 
-def distance(parts, weights, pixels, held_out):
-    """How far a split is from what is wanted; 1 more for each class not to be learnt."""
-    wanted = (1 - sum(held_out), *held_out)
+def distance(tries, weights, pixels, held_out):
+    """How far each of many splits (T, G) is from what is wanted: (T,); 1 more for each
+    class that is not to be learnt."""
     whole = pixels.sum(0) / max(pixels.sum(), 1)
-    cost = 0.0
-    for part, share in enumerate(wanted):
-        own = pixels[parts == part].sum(0)
-        cost += abs(weights[parts == part].sum() - share)
-        cost += abs(own / max(own.sum(), 1) - whole).sum() / 2
+    cost = np.zeros(len(tries))
+    for part, share in enumerate((1 - sum(held_out), *held_out)):
+        here = (tries == part).astype(float)  # (T, G)
+        own = here @ pixels  # (T, K)
+        shares = own / own.sum(1, keepdims=True).clip(1)
+        cost += abs(here @ weights - share) + abs(shares - whole).sum(1) / 2
         if part == 0:
-            cost += ((own == 0) & (whole > 0)).sum()
+            cost += ((own == 0) & (whole > 0)).sum(1)
     return cost
 
 
@@ -194,9 +194,10 @@ def few(count, groups):
     """The sentence for images that cannot be split in three."""
     if groups is None:
         return (
-            f"there {'is' if count == 1 else 'are'} {counted(count, 'different image')} "
-            "with a mask, and three parts (train, val, test) need three at least: label "
-            "more, or cut large ones into several files"
+            f"there {'is' if count == 1 else 'are'} "
+            f"{counted(count, 'different image')} with a mask, and three parts (train, "
+            "val, test) need three at least: label more, or cut large ones into "
+            "several files"
         )
     return (
         f"groups={groups!r} gives {counted(count, 'group')}, and three parts (train, "

@@ -4,66 +4,23 @@ Stages, each with its own findings in the report: which files belong together, w
 each holds, what its values mean, whether sizes fit, and which part it falls to.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from utils.data import naming, pairing, polygons, splitting
-from utils.data.naming import IGNORE, OTHERS, Naming, Value
-from utils.data.pictures import Unusable, histogram, read_mask, read_photo, smeared
+from utils.data import naming, polygons, splitting
+from utils.data.doubts import tell_classes, tell_doubles, tell_leaks
+from utils.data.finding import Item, Wish, find
+from utils.data.naming import OTHERS, Naming, Value
+from utils.data.pictures import Unusable, histogram, read_photo, smeared
 from utils.data.report import Report, counted, some
 
 SMALL = 32  # pixels of a side: below, a network that halves five times sees nothing
+DARK = 24  # of 255: an image without a lighter pixel was hardly meant so
 LARGE = 1024  # pixels of a side: above, tiles are advised
 HEAVY = 4 << 30  # bytes of all images and labels: above, it is told
 FRINGE = 4  # values between others in one mask, from which on it was smoothed
-
-
-@dataclass(frozen=True)
-class Wish:
-    """The arguments of `data.folder`, paths as `Path`, size as (height, width)."""
-
-    images: Path
-    masks: Path | None
-    classes: object
-    groups: str | int | None
-    tile: int | None
-    size: tuple[int, int] | None
-    ignore: object
-    held_out: tuple[float, float]
-    seed: int
-
-
-@dataclass(eq=False)
-class Item:
-    """An image, its truth, and what was found in them."""
-
-    name: str  # the image's path, seen from the folder of images
-    image: Path
-    truth: str  # where it stands: a file, for COCO's with the image
-    read: Callable  # gives the `Mask`
-    size: tuple[int, int] = (0, 0)  # height and width, upright
-    turn: int = 1  # of the mask, as EXIF tells it of the image
-    kind: str = ""  # of the mask, as its palette and jpeg
-    palette: tuple[int, ...] = ()
-    jpeg: bool = False
-    known: np.ndarray | None = None  # the mask's values, and
-    counts: np.ndarray | None = None  # how often each occurs
-    odd: set = field(default_factory=set)  # values that smoothing leaves
-    digest: str = ""  # of the image, and
-    drawn: str = ""  # of the mask
-    thumbnail: np.ndarray | None = None  # (S, S, 3) float32
-    levels: tuple[float, float] | None = None  # the range of a deep image
-    group: str = ""
-    part: str = ""
-    names: list[str] = field(default_factory=list)  # of what is made of it
-
-    def mask(self):
-        """The mask, turned as its image."""
-        mask = self.read()
-        return mask if self.turn == 1 else mask.turned(self.turn)
 
 
 @dataclass(eq=False)
@@ -76,239 +33,35 @@ class Survey:
     coding: naming.Coding | None = None
     levels: tuple[float, float] = (0.0, 255.0)  # black and white of deep images
 
+    def label_counts(self):
+        """Pixels of each class in each mask (N, K); one column where classes are
+        unknown."""
+        if self.coding is None:
+            return np.array([[item.counts.sum()] for item in self.items])
+        counts = np.zeros((len(self.items), naming.IGNORE + 1), np.int64)
+        for row, item in zip(counts, self.items):
+            labels = self.coding.table(item.known, item.kind, item.palette)
+            np.add.at(row, labels[labels >= 0], item.counts[labels >= 0])
+        return counts[:, : len(self.coding.names)]
+
 
 def survey(wish):
     """Looks at all files; what is wrong with them is in the report, never raised."""
     found = Survey(wish)
     items, named = find(wish, found.report)
     found.items = [item for item in items if scan(item, found.report)]
-    if items and not found.report.faults or found.items:
-        tell_pictures(found)
-        try:
-            found.coding = meaning(found, named)
-        except Unusable as error:
-            found.report.fault(error.kind, error)
-        check_sizes(found)
-        divide(found)
-        if found.coding:
-            tell_classes(found)
+    if not found.items:
+        return found  # the report says why
+    tell_pictures(found)
+    try:
+        found.coding = meaning(found, named)
+    except Unusable as error:
+        found.report.fault(error.kind, error)
+    check_sizes(found)
+    divide(found)
+    if found.coding:
+        tell_classes(found)
     return found
-
-
-# --- which files belong together
-
-
-@dataclass(frozen=True)
-class Named:
-    """The names that outlines bring: by value, and number in the file -> value."""
-
-    names: tuple[str, ...]
-    numbers: dict | None = None
-
-
-def find(wish, report):
-    """The items, unread, and what outlines call their classes (None for pictures)."""
-    files = wish.masks is not None and wish.masks.is_file()
-    sentences = [pairing.check_folder(wish.images)]
-    if files and wish.masks.suffix.lower() != ".json":
-        sentences.append(
-            f"{wish.masks} is no folder of masks, and outlines are read from COCO's or "
-            "LabelMe's .json: export them as one of these"
-        )
-    elif wish.masks and not files:
-        sentences.append(pairing.check_folder(wish.masks))
-    sentences = list(filter(None, sentences))
-    for sentence in sentences:
-        report.fault("folder", sentence)
-    if sentences:
-        return [], None
-    images = pairing.listing(wish.images, beside=None if files else wish.masks)
-    if not has_pictures(images, report):
-        return [], None
-    if files:
-        leave_aside([images], report)
-        return outlined(wish, images.pictures, [wish.masks], report)
-    if wish.masks:
-        masks = pairing.listing(wish.masks)
-        root, photos, drawn, notes = (
-            wish.masks,
-            images.pictures,
-            masks.pictures,
-            masks.notes,
-        )
-        leave_aside([images, masks], report)
-    else:
-        photos, drawn = pairing.roles(images.pictures)
-        root, notes = wish.images, images.notes
-        leave_aside([images], report)
-    if not drawn and notes:
-        return outlined(wish, photos, [root / note for note in notes], report)
-    if not drawn:
-        lack = f"{root} holds no mask" if wish.masks else (
-            f"{root} holds no masks beside its images: name the folder of the masks, or "
-            "call each like its image, with _mask behind"
-        )  # fmt: skip
-        report.fault(
-            "no masks",
-            lack
-            if not wish.masks
-            else f"{lack}: name the folder that does, or a COCO file",
-        )
-        return [], None
-    return painted(wish, root, photos, drawn, report), None
-
-
-def has_pictures(found, report):
-    """Whether a listing has a picture; a fault in the report if not."""
-    if found.pictures:
-        return True
-    others = [*found.foreign, *found.notes, *found.others]
-    advice = (
-        "save them as PNG or JPEG" if found.foreign else "name the folder that does"
-    )
-    report.fault(
-        "nothing",
-        f"{found.folder} holds no picture that Pillow reads, but {some(others)}: {advice}"
-        if others
-        else f"{found.folder} is empty: put the images there",
-    )
-    return False
-
-
-def leave_aside(listings, report):
-    for found in listings:
-        for path in found.closed:
-            report.fault(
-                "closed",
-                f"{found.folder / path} may not be read: give yourself permission "
-                "(chmod -R u+rX), or ask its owner",
-            )
-        for path in found.foreign:
-            report.warn(
-                "format",
-                f"{found.folder / path} is in a format that Pillow does not read: save it "
-                "as PNG or JPEG; left out",
-            )
-    others = [found.folder / path for found in listings for path in found.others]
-    if others:
-        report.note(
-            "aside",
-            f"{counted(len(others), 'file')} that are no pictures were "
-            f"left aside: {some(others)}",
-        )
-
-
-def painted(wish, root, photos, drawn, report):
-    """Items of images and the pictures of their masks."""
-    image_at, mask_at = (lambda p: str(wish.images / p)), (lambda p: str(root / p))
-    before = len(report.faults)
-    found, lone, unused = pairing.pairs(photos, drawn, report, image_at, mask_at)
-    if not found and len(report.faults) == before:
-        report.fault(
-            "no pairs",
-            f"no mask is named like an image: {wish.images} has "
-            f"{some(p.name for p in photos)}, {root} has {some(p.name for p in drawn)}; "
-            "name them alike, as a7.jpg and a7_mask.png",
-        )
-        return []
-    alone(lone, unused, image_at, mask_at, report)
-    return [
-        Item(
-            i.as_posix(),
-            wish.images / i,
-            str(root / m),
-            lambda m=m: read_mask(root / m),
-        )
-        for i, m in found
-    ]
-
-
-def alone(images, masks, image_at, mask_at, report):
-    """Warnings for images without a mask, and for the reverse."""
-    for path in images:
-        report.warn(
-            "no mask",
-            f"{image_at(path)} has no mask: left out; a mask is called "
-            "as its image is, perhaps with _mask behind",
-        )
-    for path in masks:
-        report.warn(
-            "no image",
-            f"{mask_at(path)} has no image: left out; put its image "
-            "there, or remove it",
-        )
-
-
-def outlined(wish, photos, files, report):
-    """Items of images and outlines, and what these call their classes."""
-    coco, labelme = [], []
-    for path in files:
-        try:
-            told = polygons.read_json(path)
-        except Unusable as error:
-            report.fault(error.kind, error)
-            continue
-        if polygons.is_coco(told):
-            coco.append((path, told))
-        elif polygons.is_labelme(told):
-            labelme.append((path, told))
-    image_at, numbers = (lambda p: str(wish.images / p)), None
-    if len(coco) > 1 or coco and labelme:
-        report.fault(
-            "outlines",
-            f"there are several files of outlines, {some(p for p, _ in coco + labelme)}: "
-            'name the one to take, as in masks="annotations.json"',
-        )
-        return [], None
-    if coco:
-        (path, told), before = coco[0], len(report.faults)
-        found, names, numbers = polygons.coco(path, told, photos, report)
-        taken = {image for image, _ in found}
-        alone([p for p in photos if p not in taken], [], image_at, str, report)
-    elif labelme:
-        told, before = dict(labelme), len(report.faults)
-        root = wish.masks if wish.masks and wish.masks.is_dir() else wish.images
-        inside = {path.relative_to(root): path for path in told} if (
-            wish.masks is None or wish.masks.is_dir()
-        ) else {Path(path.name): path for path in told}  # fmt: skip
-        both, lone, unused = pairing.pairs(
-            photos, inside, report, image_at, lambda p: str(inside[p])
-        )
-        alone(lone, unused, image_at, lambda p: str(inside[p]), report)
-        trios = [(i, inside[n], told[inside[n]]) for i, n in both]
-        found, names = polygons.labelme(trios, report)
-        path = root
-    else:
-        if not report.faults:
-            report.fault(
-                "outlines",
-                f"{some(files)} holds neither COCO's images and annotations nor LabelMe's "
-                "shapes: export the outlines as one of these",
-            )
-        return [], None
-    if not found and len(report.faults) == before:
-        report.fault(
-            "no pairs",
-            f"no outlines in {path} belong to an image in "
-            f"{wish.images}: name the folder of their images",
-        )
-    crossed = [image for image, own in found if own.overlaps()]
-    if crossed:
-        report.note(
-            "overlap",
-            f"outlines of different classes overlap in {counted(len(crossed), 'image')} "
-            f"({some(crossed)}): the smaller one lies on top",
-        )
-    items = [
-        Item(
-            i.as_posix(),
-            wish.images / i,
-            f"{o.path} ({i})" if coco else str(o.path),
-            o.mask,
-        )
-        for i, o in found
-    ]
-    return items, Named(names, numbers)
 
 
 # --- what each file holds
@@ -337,9 +90,15 @@ def scan(item, report):
             f"{item.image} is of one colour all over: look at it, "
             "and remove it if it is spoilt",
         )
+    elif photo.pixels.max() < DARK:
+        report.warn(
+            "dark",
+            f"{item.image} is almost black, no level above {photo.pixels.max()} of 255 "
+            "(were its colours of 16 bits?): scale its levels",
+        )
     if photo.clear:
         report.note("clear", f"{item.image} lets light through: laid over black")
-    item.kind, item.palette, item.jpeg = mask.kind, mask.palette, mask.jpeg
+    item.kind, item.palette, item.lossy = mask.kind, mask.palette, mask.lossy
     item.drawn = mask.digest()
     item.known, item.counts = histogram(mask.values)
     if len(item.known) > 2:
@@ -356,8 +115,8 @@ def fits(item, photo, mask, report):
             report.warn(
                 "turned",
                 f"{item.image} is turned by its camera's note (EXIF), and "
-                f"{item.truth} fits both ways: taken as drawn on the turned image; look "
-                "at it",
+                f"{item.truth} fits both ways: taken as drawn on the turned image; "
+                "look at it",
             )
         elif mask.size == size:
             report.note(
@@ -410,9 +169,9 @@ def tell_pictures(found):
     if len(deep) < len(found.items):
         found.report.warn(
             "mixed",
-            f"{counted(len(deep), 'image')} of {len(found.items)} have more than 8 bits "
-            f"({some(item.image for item in deep)}): scaled by themselves, they may look "
-            "unlike the others",
+            f"{counted(len(deep), 'image')} of {len(found.items)} have more than 8 "
+            f"bits ({some(item.image for item in deep)}): scaled by themselves, they "
+            "may look unlike the others",
         )
 
 
@@ -442,7 +201,7 @@ def meaning(found, named):
         if len(own):
             codes = sorted(set(coding.codes(own, item.kind, item.palette).tolist()))
             odd = len(item.odd & set(own.tolist())) > len(own) / 2
-            report.fault(*naming.unnamed(item.truth, codes, odd, item.jpeg, coding))
+            report.fault(*naming.unnamed(item.truth, codes, odd, item.lossy, coding))
     if wish.classes is None and not named:
         told = ", ".join(
             f'"{n}": {shown(v[0])}' for n, v in zip(said.names, said.values)
@@ -451,14 +210,14 @@ def meaning(found, named):
         if said.names[-1:] == ("255",) and len(said.names) > 2:
             report.warn(
                 "255",
-                f"255 occurs beside {some(said.names[:-1])}: often it marks what is not "
-                "to be scored; if so, say ignore=255",
+                f"255 occurs beside {some(said.names[:-1])}: often it marks what is "
+                "not to be scored; if so, say ignore=255",
             )
     return coding
 
 
 def tell_strange(found, coding):
-    """A fault where none of the classes' values occurs: the list of another data set."""
+    """A fault where most of the classes' values never occur: another set's list."""
     met = {
         int(k) for i in found.items for k in coding.codes(i.known, i.kind, i.palette)
     }
@@ -468,7 +227,8 @@ def tell_strange(found, coding):
         found.report.fault(
             "strange",
             f"most values of classes occur in no mask ({some(absent)}): they are not "
-            "those of these masks; look at the values found, data.look(..., classes=None)",
+            "those of these masks; look at the values found, data.look(..., "
+            "classes=None)",
         )
 
 
@@ -496,20 +256,22 @@ def by_name(wish, named, items):
 
 def plausible(said, items, report):
     """Whether values that were found can be classes; faults in the report if not."""
-    blurred = [item for item in items if item.jpeg and len(item.known) > FRINGE]
+    blurred = [item for item in items if item.lossy and len(item.known) > FRINGE]
     smooth = [item for item in items if len(item.odd) >= FRINGE and item not in blurred]
     for item in blurred:
         report.fault(
             "jpeg",
-            f"{item.truth} is a JPEG, which blurs the values of a mask ({len(item.known)} "
-            "of them): export the masks as PNG, or name the classes and leave the fringes "
+            f"{item.truth} is a {item.lossy}, which blurs the values of a mask "
+            f"({len(item.known)} of them): export the masks as PNG, or name the "
+            "classes and leave the fringes "
             f'unscored, ignore="{OTHERS}"',
         )
     for item in smooth:
         report.fault(
             "smooth",
-            f"{item.truth} has {len(item.odd)} values between others, from smoothed edges: "
-            "export it without smoothing (resize by the nearest pixel), or name the "
+            f"{item.truth} has {len(item.odd)} values between others, from smoothed "
+            "edges: export it without smoothing (resize by the nearest pixel), or name "
+            "the "
             f'classes and leave the rest unscored, ignore="{OTHERS}"',
         )
     if blurred or smooth:
@@ -518,8 +280,9 @@ def plausible(said, items, report):
         most = max(items, key=lambda item: len(item.known))
         report.fault(
             "instances",
-            f"the masks hold {len(said.names)} values ({some(said.names)}), {most.truth} "
-            f"most, {len(most.known)}: if each is an object with a number, say "
+            f"the masks hold {len(said.names)} values ({some(said.names)}), "
+            f"{most.truth} most, {len(most.known)}: if each is an object with a "
+            "number, say "
             f'classes={{"background": 0, "object": "{OTHERS}"}}; if they are classes, '
             "name them",
         )
@@ -538,47 +301,55 @@ def plausible(said, items, report):
 
 
 def check_sizes(found):
-    wish, report = found.wish, found.report
+    """A fault for sizes that differ, warnings for those that are hard to learn from."""
+    wish, report, items = found.wish, found.report, found.items
     sizes = {}
-    for item in found.items:
+    for item in items:
         sizes.setdefault(item.size, item)
-    if len(sizes) > 1 and not wish.tile and not wish.size:
-        (small, one), *_, (large, two) = sorted(sizes.items())
+    small, large = (sizes[pick(sizes)] for pick in (min, max))
+    told = f"{small.image} {by(small.size)}, {large.image} {by(large.size)}"
+    if wish.size:
+        tell_resized(found)
+    elif not wish.tile and len(sizes) > 1:
         report.fault(
             "sizes",
-            f"images have {len(sizes)} sizes ({one.image} {by(small)}, {two.image} "
-            f"{by(large)}, height x width): cut them into squares, tile=256, or resize "
-            "them, size=256",
+            f"images have {len(sizes)} sizes ({told}, height x width): cut them into "
+            "squares, tile=256, or resize them, size=256",
         )
-    for item in found.items:
-        if min(wish.size or item.size) < SMALL:
-            report.warn(
-                "tiny",
-                f"{item.image} is {by(wish.size or item.size)}: networks that halve five "
-                f"times need {SMALL} pixels a side; resize, size={4 * SMALL}",
-            )
-    largest = max(found.items, key=lambda item: min(item.size))
-    if max(largest.size) > LARGE and not wish.tile and not wish.size:
+    elif not wish.tile and max(large.size) > LARGE:
         report.warn(
             "large",
-            f"{largest.image} is {by(largest.size)}: whole, it needs much memory and "
-            "time; cut into squares, tile=512, or resize, size=512",
+            f"{large.image} is {by(large.size)}: whole, it needs much memory and time; "
+            "cut into squares, tile=512, or resize, size=512",
         )
-    if wish.size:
-        ratio = wish.size[0] / wish.size[1]
-        bent = [i for i in found.items if not 0.9 < i.size[0] / i.size[1] / ratio < 1.1]
-        if bent:
-            report.note(
-                "bent",
-                f"resizing to {by(wish.size)} stretches "
-                f"{counted(len(bent), 'image')} ({some(i.image for i in bent)})",
-            )
-    heavy = sum(4 * np.prod(wish.size or item.size) for item in found.items)
+    sides = (
+        wish.size or (wish.tile, wish.tile) if wish.tile or wish.size else small.size
+    )
+    if min(sides) < SMALL:
+        name = f"{small.image} is" if sides == small.size else "images become"
+        report.warn(
+            "tiny",
+            f"{name} {by(sides)}: networks that halve five times need {SMALL} pixels a "
+            f"side; resize, size={4 * SMALL}",
+        )
+    heavy = sum(4 * np.prod(wish.size or item.size) for item in items)
     if heavy > HEAVY:
         report.warn(
             "heavy",
-            f"all images together take {heavy / 2**30:.1f} GiB of memory: "
-            "resize them, size=512, or take fewer",
+            f"all images together take {heavy / 2**30:.1f} GiB of memory: resize them, "
+            "size=512, or take fewer",
+        )
+
+
+def tell_resized(found):
+    """A note on images that resizing stretches."""
+    size, ratio = found.wish.size, found.wish.size[0] / found.wish.size[1]
+    bent = [i for i in found.items if not 0.9 < i.size[0] / i.size[1] / ratio < 1.1]
+    if bent:
+        found.report.note(
+            "bent",
+            f"resizing to {by(size)} stretches {counted(len(bent), 'image')} "
+            f"({some(i.image for i in bent)})",
         )
 
 
@@ -601,7 +372,8 @@ def divide(found):
         item.group = group
     groups = [item.group for item in items]
     if len(set(groups)) < 3:
-        report.fault("few", splitting.few(len(set(groups)), wish.groups))
+        if not report.faults:  # files at fault may be the others
+            report.fault("few", splitting.few(len(set(groups)), wish.groups))
         tell_doubles(found)
         return
     parts = splitting.given(groups) if wish.groups == "folder" else None
@@ -611,181 +383,9 @@ def divide(found):
         # Half by its pixels, half as one image: many small ones show more than a large.
         pixels = np.array([item.size[0] * item.size[1] for item in items])
         sizes = pixels / pixels.mean() + 1
-        counts = label_counts(found)
+        counts = found.label_counts()
         parts = splitting.split(groups, sizes, counts, wish.held_out, wish.seed)
     for item, part in zip(items, parts):
         item.part = part
     tell_doubles(found)
     tell_leaks(found)
-
-
-def label_counts(found):
-    """Pixels of each class in each mask (N, K); one column where classes are unknown."""
-    if found.coding is None:
-        return np.array([[item.counts.sum()] for item in found.items])
-    counts = np.zeros((len(found.items), IGNORE + 1), np.int64)
-    for row, item in zip(counts, found.items):
-        labels = found.coding.table(item.known, item.kind, item.palette)
-        np.add.at(row, labels[labels >= 0], item.counts[labels >= 0])
-    return counts[:, : len(found.coding.names)]
-
-
-def tell_doubles(found):
-    """Warnings for one image under two names."""
-    first = {}
-    for item in found.items:
-        other = first.setdefault(item.digest, item)
-        if other is item:
-            continue
-        found.report.warn(
-            "double",
-            f"{other.image} and {item.image} are one image under two names"
-            + ("" if other.drawn == item.drawn else ", with different masks")
-            + (
-                f", in {other.part} and in {item.part}"
-                if other.part != item.part
-                else f", both kept in {item.part}"
-                if item.part
-                else ""
-            )
-            + ": remove one",
-        )
-
-
-def tell_leaks(found):
-    """A warning where images held out are much like some that are learnt from."""
-    items, report = found.items, found.report
-    digests = [item.digest for item in items]
-    thumbs = np.stack([item.thumbnail for item in items])
-    parts, names = [item.part for item in items], [str(item.image) for item in items]
-    pairs = splitting.leaks(parts, thumbs)
-    pairs = [(a, b) for a, b in pairs if digests[a] != digests[b]]
-    if pairs:
-        held = sum(part != "train" for part in parts)
-        report.warn(
-            "leak",
-            f"{len(pairs)} of {held} images held out are nearly the same as one that is "
-            f"learnt from ({splitting.told(pairs, names)}): scores would be too good; "
-            f"keep what belongs together in one part, {advice(found)}",
-        )
-        return
-    near = splitting.nearness(thumbs)
-    if found.wish.groups is None and near > splitting.CLOSE:
-        report.warn(
-            "leak",
-            f"neighbours by name, such as {names[0]} and {names[1]}, are much more alike "
-            "than other images, as frames of a video are: a random split would score too "
-            f"well; keep what belongs together in one part, {advice(found)}",
-        )
-    elif found.wish.groups is None:
-        report.note(
-            "random",
-            "the parts were drawn at random, image by image; if some belong together "
-            '(a place, a patient, a video), say so by groups="folder", "prefix" or a '
-            "pattern",
-        )
-
-
-def advice(found):
-    """Which `groups` would keep more together than now."""
-    for groups in ("folder", "prefix"):
-        own = {splitting.group_of(item.name, groups) for item in found.items}
-        if groups != found.wish.groups and 3 <= len(own) < len(found.items):
-            return f'such as groups="{groups}" ({len(own)} groups)'
-    block = max(2, len(found.items) // 10)
-    return f"such as groups={block} (blocks of {block} neighbours)"
-
-
-# --- the report
-
-
-def tell_classes(found):
-    """Title and tables, and warnings about classes and masks."""
-    report, items, names = found.report, found.items, found.coding.names
-    counts = label_counts(found)
-    sizes = sorted({item.size for item in items})
-    told = by(sizes[0]) if len(sizes) == 1 else f"{by(sizes[0])} to {by(sizes[-1])}"
-    report.title = (
-        f"**{counted(len(items), 'image')} with masks**, {told} pixels (height x width)"
-    )
-    parts = [part for part in splitting.PARTS if any(i.part == part for i in items)]
-    whole = {"all": np.ones(len(items), bool)}
-    whole |= {part: np.array([i.part == part for i in items]) for part in parts}
-    if parts:
-        report.table(["part", "images", "groups", "pixels"], [
-            of_part(part, [i for i, o in zip(items, own) if o], items)
-            for part, own in whole.items()
-        ])  # fmt: skip
-    rows = []
-    for k, name in enumerate(names):
-        said = ", ".join(map(str, found.coding.naming.values[k]))
-        shares = [share(counts[own], k) for own in whole.values()]
-        rows.append([name, said, str((counts[:, k] > 0).sum()), *shares])
-    report.table(["class", "value", "images with it", *whole], rows)
-    if not report.faults:
-        tell_absent(report, names, counts, whole)
-    tell_plain(found, counts)
-
-
-def of_part(part, own, items):
-    """A row of the table of parts."""
-    pixels, everything = (sum(i.size[0] * i.size[1] for i in of) for of in (own, items))
-    groups = len({i.group for i in own})
-    return [part, str(len(own)), str(groups), f"{100 * pixels / everything:.1f} %"]
-
-
-def share(counts, k):
-    return f"{100 * counts[:, k].sum() / max(counts.sum(), 1):.2f} %"
-
-
-def tell_absent(report, names, counts, whole):
-    """Warnings for classes that never occur, or not in every part."""
-    for k, name in enumerate(names):
-        if not counts[:, k].any():
-            report.warn(
-                "absent",
-                f"the class {name} occurs in no mask: leave it out of "
-                "classes, or look whether its value is right",
-            )
-            continue
-        lacking = [p for p, own in whole.items() if not counts[own, k].any()]
-        if "train" in lacking:
-            report.warn(
-                "absent",
-                f"the class {name} occurs only in images held out, so it "
-                "is never learnt: label more of it, or take another seed or other "
-                "groups",
-            )
-        elif lacking:
-            report.warn(
-                "absent",
-                f"the class {name} does not occur in "
-                f"{' and '.join(lacking)}, where it is not scored: label more of "
-                "it",
-            )
-
-
-def tell_plain(found, counts):
-    """What is told of masks of one class, and of those where nothing is scored."""
-    report, names = found.report, found.coding.names
-    single = (counts > 0).sum(1) == 1
-    for k, name in enumerate(names):
-        own = [i.truth for i, s, c in zip(found.items, single, counts) if s and c[k]]
-        if report.faults:
-            continue
-        if own and len(own) == len(found.items):
-            report.fault(
-                "one class",
-                f"all masks hold {name} alone, as {own[0]} does: "
-                "there is nothing to tell apart; look at the masks",
-            )
-        elif own:
-            report.note(
-                "one class", f"{counted(len(own), 'mask')} of {name} alone: {some(own)}"
-            )
-    for item, empty in zip(found.items, counts.sum(1) == 0):
-        if empty and not report.faults:
-            report.warn(
-                "unscored",
-                f"{item.truth} has no pixel that is scored: look at it, or remove it",
-            )
