@@ -160,11 +160,23 @@ def measured(net, train_set, val_set, plan, steps=3):
 
 def learning(net, train_set, plan):
     """What `training.fit` takes of a network, a data set and a plan."""
+    loss = scenes.scene_loss(train_set, plan.aux, plan.softening)
     return {
         "sample": batches(train_set, net.encoder, plan),
-        "loss": scenes.scene_loss(train_set, plan.aux, plan.softening),
+        "loss": where_labelled(loss, train_set.ignore),
         "optimizer": scenes.optimizer(net, plan),
     }
+
+
+def where_labelled(loss, ignore):
+    """The loss, and 0 for a batch without a pixel that counts, where it would be nan."""
+
+    def safe(output, labels):
+        if (labels != ignore).any():
+            return loss(output, labels)
+        return 0 * (output[0] if isinstance(output, tuple) else output).float().sum()
+
+    return safe
 
 
 def batches(dataset, encoder, plan):
