@@ -219,9 +219,9 @@ def named(files, folder):
 
 
 def read_picture(path, channels, levels=None):
-    """A picture (C, H, W) uint8, turned as its EXIF says, over black where it lets light
-    through. DataError names a file that cannot be read, or has over 8 bits a pixel and
-    no levels (black, white) are given."""
+    """A picture (C, H, W) uint8, turned as its EXIF says, over black where it lets
+    light through. DataError names a file that cannot be read, or has over 8 bits a
+    pixel and no levels (black, white) are given."""
     try:
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
