@@ -827,6 +827,19 @@ def test_fifteen_lines_of_onnxruntime_give_pytorch_s_labels(exported, tmp_path):
     assert (near == expected).mean() > 0.98  # weights are rounded to 16 bits
 
 
+def test_lines_keep_to_the_threshold(exported, tmp_path):
+    told = exported[3] | {"output": "sigmoid", "threshold": 0.3}
+    (tmp_path / "network.json").write_text(json.dumps(told))
+    text = own.lines(tmp_path)
+    assert len([line for line in text.splitlines() if line]) <= 16
+    program = "\n".join(x for x in text.splitlines() if x.startswith("labels = "))
+    logits = torch.randn(1, 2, 8, 9)
+    names = {"np": np, "logits": logits.numpy(), "told": told}
+    exec(program, names)
+    expected = predict.labels_of(logits[0].softmax(0), 0.3)
+    assert np.array_equal(names["labels"], expected)
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("kind", own_network.KINDS)
 @pytest.mark.parametrize("name", ["landcover", "membranes"])
