@@ -330,6 +330,7 @@ def test_scores_of_groups_and_of_one_image():
     named = replace(dataset, names=tuple(f"{k // 6}-{k}" for k in range(12)))
     found = groups_of(named, lambda name: name.partition("-")[0])
     assert found == ("0",) * 6 + ("1",) * 6
+    assert groups_of(named, dict(zip(named.names, found))) == found
     with pytest.raises(ValueError, match="12 images need a group each, not 2"):
         own.scores(Told(2), dataset, groups=[1, 2])
 
@@ -633,10 +634,34 @@ def test_nothing_is_written_among_the_pictures(photos, tmp_path):
         own.predict_folder(net, tmp_path / "empty", tmp_path / "out")
 
 
-def test_a_set_is_predicted_by_its_names(tmp_path):
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (("drawn-1", "drawn-2"), ("drawn-1", "drawn-2")),
+        (("b/a.v2.jpg", "a.tif"), ("b/a.v2", "a")),
+        (("a.jpg@0,0", "a.jpg@0,256"), ("a@0,0", "a@0,256")),
+        (("a.jpg", "a.png"), ("a.jpg", "a.png")),
+        ((), ("0000", "0001")),
+    ],
+)
+def test_a_set_is_predicted_by_its_names(tmp_path, names, expected):
     sets = sets_of("landcover")
-    files = own.predict_set(network(sets), sets.test, tmp_path, "mask")
-    assert [file.name for file in files] == [f"{n}.png" for n in sets.test.names]
+    two = replace(own_training.taken(sets.test, torch.arange(2)), names=names)
+    files = own.predict_set(network(sets), two, tmp_path, "mask")
+    assert [f.relative_to(tmp_path / "masks").as_posix() for f in files] == [
+        f"{name}.png" for name in expected
+    ]
+
+
+def test_clear_and_deep_pictures(tmp_path):
+    Image.new("RGBA", (3, 2), (200, 100, 50, 0)).save(tmp_path / "clear.png")
+    assert predict.read_picture(tmp_path / "clear.png", 3).unique().tolist() == [0]
+    deep = np.array([[0, 1000], [2000, 9000]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    found = predict.read_picture(tmp_path / "deep.png", 3, (1000, 3000))
+    assert found.tolist() == 3 * [[[0, 0], [128, 255]]]
+    with pytest.raises(data.DataError, match="deep.png has over 8 bits.*levels="):
+        predict.read_picture(tmp_path / "deep.png", 1)
 
 
 # Outlines
@@ -802,6 +827,19 @@ def test_fifteen_lines_of_onnxruntime_give_pytorch_s_labels(exported, tmp_path):
     assert (near == expected).mean() > 0.98  # weights are rounded to 16 bits
 
 
+def test_lines_keep_to_the_threshold(exported, tmp_path):
+    told = exported[3] | {"output": "sigmoid", "threshold": 0.3}
+    (tmp_path / "network.json").write_text(json.dumps(told))
+    text = own.lines(tmp_path)
+    assert len([line for line in text.splitlines() if line]) <= 16
+    program = "\n".join(x for x in text.splitlines() if x.startswith("labels = "))
+    logits = torch.randn(1, 2, 8, 9)
+    names = {"np": np, "logits": logits.numpy(), "told": told}
+    exec(program, names)
+    expected = predict.labels_of(logits[0].softmax(0), 0.3)
+    assert np.array_equal(names["labels"], expected)
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("kind", own_network.KINDS)
 @pytest.mark.parametrize("name", ["landcover", "membranes"])
@@ -868,9 +906,9 @@ def test_the_command_does_all_of_it(folder, tmp_path, capsys):
     ):  # fmt: skip
         assert part in said
     asked = {"ground": 0, "house": "#3C1098"}
-    assert folder == [
-        (("photos", "masks"), {"classes": asked, "groups": None, "tile": None})
-    ]
+    ((folders, how),) = folder
+    assert folders == ("photos", "masks") and how.pop("classes") == asked
+    assert how == dict.fromkeys(("groups", "tile", "size", "ignore"))
     found = {
         f.relative_to(tmp_path / "own").as_posix()
         for f in (tmp_path / "own").rglob("*") if f.is_file()
@@ -911,3 +949,6 @@ def test_the_command_names_what_is_wrong(folder, monkeypatch, capsys):
 def test_classes_of_the_command_line():
     assert own.chosen_classes("classes.json") == "classes.json"
     assert own.chosen_classes("a=b=1,c=#00FF00") == {"a=b": 1, "c": "#00FF00"}
+    assert own.chosen_classes("sky, house") == ["sky", "house"]
+    told = own.arguments_of(["a", "--ignore", "#000000,7", "--groups", "5"])
+    assert (told.ignore, told.groups) == (["#000000", 7], 5)

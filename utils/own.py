@@ -36,7 +36,10 @@ def main(arguments=None):
     export. Returns the exit status."""
     told = arguments_of(arguments)
     out, classes = Path(told.out), told.classes and chosen_classes(told.classes)
-    how = {"classes": classes, "groups": told.groups, "tile": told.tile}
+    how = {
+        "classes": classes, "groups": told.groups, "tile": told.tile,
+        "size": told.size, "ignore": told.ignore,
+    }  # fmt: skip
     try:
         for folder in filter(None, (told.images, told.masks)):
             if out.resolve().is_relative_to(Path(folder).resolve()):
@@ -50,7 +53,7 @@ def main(arguments=None):
         print(sets.report)
         net = network(sets, told.network, told.start)
         history = train(net, sets, told.minutes, told.steps, out)
-        found = scores(net, sets.test)
+        found = scores(net, sets.test, getattr(sets, "groups", None))
         limit = threshold(net, sets.val) if len(sets.train.classes) == 2 else None
         report = as_report(sets, history, found, limit)
         print(report)
@@ -76,28 +79,45 @@ def arguments_of(arguments):
     add = parser.add_argument
     add("images", metavar="IMAGES", help="the folder with the images")
     add("masks", metavar="MASKS", nargs="?", help="the folder of the masks, or a file")
-    add("--classes", help="a labelling tool's file, or sky=0,house=255,road=#3C1098")
+    add("--classes", help="a labelling tool's file, or sky=0,house=255,tree=#3C1098")
     add("--network", default="deeplab", choices=list(KINDS))
     add("--start", default="imagenet", choices=STARTS, help="where weights come from")
     add("--minutes", type=float, default=10, help="of training")
     add("--steps", type=int, help="of training, instead of minutes")
-    add("--groups", help="folder, prefix, or a regular expression: what to hold apart")
+    add(
+        "--groups",
+        type=number_or_text,
+        metavar="GROUPS",
+        help="what not to part: folder, prefix, a number of neighbours, an expression",
+    )
     add("--tile", type=int, help="cut images into tiles of so many pixels a side")
+    add("--size", type=int, help="or resize them to so many pixels a side")
+    add(
+        "--ignore",
+        type=listed,
+        metavar="VALUES",
+        help="values of masks that do not count: 255, or #000000,#9B9B9B, or others",
+    )
     add("--out", default="own", help="the folder for all that is made")
     add("--resume", action="store_true", help="go on with the training in it")
     return parser.parse_args(arguments)
 
 
 def chosen_classes(text):
-    """The classes of the command line: {name: mask value} for "sky=0,house=#3C1098", or
-    the text, which then names a file."""
-    if "=" not in text:
-        return text
-    pairs = (pair.rpartition("=") for pair in text.split(","))
-    return {
-        name.strip(): int(value) if value.strip().isdigit() else value.strip()
-        for name, _, value in pairs
-    }
+    """The classes of the command line: {name: value} for "sky=0,house=#3C1098", a list
+    for "sky,house", or the text, which then names a file."""
+    if "=" in text:
+        pairs = (pair.rpartition("=") for pair in text.split(","))
+        return {name.strip(): number_or_text(value) for name, _, value in pairs}
+    return [name.strip() for name in text.split(",")] if "," in text else text
+
+
+def listed(text):
+    return [number_or_text(value) for value in text.split(",")]
+
+
+def number_or_text(text):
+    return int(text) if text.strip().isdigit() else text.strip()
 
 
 def as_report(sets, history, found, limit):

@@ -43,7 +43,7 @@ height, width = told["frame"]
 photo = Image.open("{photo}").convert("{mode}").resize((width, height))
 image = np.asarray(photo).reshape(1, height, width, -1).transpose(0, 3, 1, 2)
 logits = session.run(["logits"], {{"image": image}})[0]  # (1, K, H, W)
-labels = logits[0].argmax(0).astype(np.uint8)  # numbers of told["classes"]
+labels = {labels}
 Image.fromarray(labels).save("{mask}")
 """
 
@@ -156,7 +156,11 @@ def read(folder):
 def lines(folder, photo="photo.jpg", mask="mask.png"):
     """Python that runs an exported network by onnxruntime alone, as text."""
     manifest = json.loads(Path(folder, f"{NAME}.json").read_text(encoding="utf-8"))
+    labels = 'logits[0].argmax(0).astype(np.uint8)  # numbers of told["classes"]'
+    if manifest["output"] == "sigmoid":
+        likely = "1 / (1 + np.exp(logits[0, 0] - logits[0, 1]))  # of the second class"
+        labels = f'{likely}\nlabels = (labels > told["threshold"]).astype(np.uint8)'
     return LINES.format(
         folder=Path(folder).as_posix(), name=NAME, photo=photo, mask=mask,
-        mode="L" if manifest["channels"] == 1 else "RGB",
+        mode="L" if manifest["channels"] == 1 else "RGB", labels=labels,
     )  # fmt: skip

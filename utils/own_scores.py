@@ -1,6 +1,7 @@
 """How well a network does on held-out images: scores with intervals, the worst images,
 the threshold, and whether more images would help."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -73,13 +74,16 @@ class Scores:
 
 
 def marked(dataset):
-    """The data set with a label to ignore; 255, which no class has, where it has none."""
+    """The data set with a label to ignore: 255, which no class has, if it has none."""
     return replace(dataset, ignore=255) if dataset.ignore is None else dataset
 
 
 def groups_of(dataset, groups=None):
-    """The group of each image: the given ones (N,), what a function makes of its name,
-    or each image a group of its own. Another number of them: ValueError."""
+    """The group of each image: the given ones (N,), that of its name in a dict, what a
+    function makes of its name, or each image a group of its own. Another number of
+    them: ValueError."""
+    if isinstance(groups, Mapping):
+        groups = groups.__getitem__
     if callable(groups):
         groups = [groups(name) for name in dataset.names]
     groups = range(len(dataset)) if groups is None else groups
@@ -91,9 +95,10 @@ def groups_of(dataset, groups=None):
 def scores(net, dataset, groups=None, threshold=None, resamples=2000, seed=0):
     """`Scores` of a network on the images of a data set.
 
-    groups: of each image, or a function of its name; images that resemble each other,
-    as of one place or one patient, belong into one. threshold: of the second of two
-    classes, as in `predict_folder`. resamples: of the bootstrap over groups; 0: none.
+    groups: of each image, or by its name, a dict (`sets.groups`) or a function; images
+    that resemble each other, as of one place or one patient, belong into one.
+    threshold: of the second of two classes, as in `predict_folder`. resamples: of the
+    bootstrap over groups; 0: none.
 
     An interval is Student's, from the standard error of the bootstrap, as
     `utils.effects.over_frames` has it. It is about other images like these.

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def kept(folder):
 
 
 def read_plan(folder, asked):
-    """The `Plan` in a folder, None if there is none; ValueError for another training's."""
+    """The `Plan` in a folder, or None; ValueError for that of another training."""
     file = folder / "plan.json"
     if not file.is_file():
         return None
@@ -275,8 +276,8 @@ def learning_curve(
     """How the score on val grows with the images to learn from: a `Curve` to print.
 
     A network is trained anew on each of `parts` of the training images, the smaller
-    ones inside the larger, each with the same number of steps. groups: of each image of
-    `sets.train`, as in `scores`; whole groups are taken. settings: as in `train`.
+    ones inside the larger, each with the same number of steps. groups: as in `scores`,
+    of which whole ones are taken; a list is that of `sets.train`. settings: of `train`.
     """
     numbers = nested(groups_of(sets.train, groups), parts, seed)
     found = []
@@ -285,7 +286,8 @@ def learning_curve(
         net = network(part, kind, start)
         options = {"patience": None, "seed": seed} | settings
         train(net, part, steps=steps, say=say, **options)
-        found.append(scores(net, sets.val))
+        by_name = isinstance(groups, Mapping) or callable(groups)
+        found.append(scores(net, sets.val, groups if by_name else None))
     return Curve([len(chosen) for chosen in numbers], found)
 
 

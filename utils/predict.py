@@ -6,6 +6,7 @@ counts where another tile sees more.
 """
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from utils.data.download import DataError
 from utils.export import preparation
 
 GRID = 32  # pixels; tiles start at multiples of it, as the strides of networks do
+SUFFIX = re.compile(r"\.\w+(?=@|$)")
 FORMS = "mask", "probability", "geojson", "coco"
 
 
@@ -125,7 +127,8 @@ def labels_of(probability, threshold=None, thing=1):
 
 
 def predict_folder(
-    net, images, out, as_=("mask",), tile=512, overlap=128, threshold=None, without=None
+    net, images, out, as_=("mask",), tile=512, overlap=128, threshold=None,
+    without=None, levels=None,
 ):  # fmt: skip
     """Predicts all pictures of a folder and of those in it; returns the files written.
 
@@ -140,7 +143,8 @@ def predict_folder(
 
     All have the size of the picture, turned as its EXIF says. tile, overlap: as in
     `probabilities`. threshold: as `own.threshold` gives it. without: the classes that
-    make no polygons, by default "background" or, of two, the first one.
+    make no polygons, by default "background" or, of two, the first one. levels: of
+    pictures of over 8 bits, what is black and what is white, as in training.
 
     Nothing is written into the folder of the pictures: ValueError for an `out` there,
     for a form that there is not, for a folder without pictures. Pictures that cannot be
@@ -154,7 +158,7 @@ def predict_folder(
     writer = Writer(net, out, as_, threshold, without)
     for name, file in named(files, images).items():
         try:
-            image = read_picture(file, net.built.channels)
+            image = read_picture(file, net.built.channels, levels)
         except DataError as error:
             print(error)
             continue
@@ -165,10 +169,18 @@ def predict_folder(
 def predict_set(net, dataset, out, as_=("mask",), threshold=None, without=None):
     """Predicts the images of a data set as `predict_folder` does those of a folder."""
     writer = Writer(net, Path(out), as_, threshold, without)
-    for number, image in enumerate(dataset.images):
-        name = dataset.names[number] if dataset.names else f"{number:04}"
-        writer.write(Path(name).with_suffix("").as_posix(), probabilities(net, image))
+    for name, image in zip(names_of(dataset), dataset.images):
+        writer.write(name, probabilities(net, image))
     return writer.finish()
+
+
+def names_of(dataset):
+    """Of each image a name for its outputs: "a.jpg@256,0", a tile, becomes "a@256,0",
+    unless two would be the same."""
+    if not dataset.names:
+        return [f"{number:04}" for number in range(len(dataset))]
+    short = [SUFFIX.sub("", name) for name in dataset.names]
+    return short if len(set(short)) == len(short) else list(dataset.names)
 
 
 def check_folders(images, out, as_):
@@ -206,20 +218,35 @@ def named(files, folder):
     }
 
 
-def read_picture(path, channels):
-    """A picture (C, H, W) uint8, turned as its EXIF says. DataError names a file that
-    cannot be read or has over 8 bits a pixel."""
+def read_picture(path, channels, levels=None):
+    """A picture (C, H, W) uint8, turned as its EXIF says, over black where it lets
+    light through. DataError names a file that cannot be read, or has over 8 bits a
+    pixel and no levels (black, white) are given."""
     try:
         with Image.open(path) as picture:
-            deep = picture.mode[0] in "IF"
             picture = ImageOps.exif_transpose(picture)
+            if picture.mode[0] in "IF" and levels:
+                picture = scaled(picture, *levels)
+            deep = picture.mode[0] in "IF"
+            if picture.has_transparency_data:
+                black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+                picture = Image.alpha_composite(black, picture.convert("RGBA"))
             pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # Pillow has many ways to fail on a broken file
         raise DataError(f"{path} cannot be read ({error}): it is left out") from error
     if deep:
-        raise DataError(f"{path} has over 8 bits a pixel: save it scaled to 8")
+        raise DataError(
+            f"{path} has over 8 bits a pixel: it is left out; levels=(black, white) "
+            "says what they mean"
+        )
     pixels = torch.from_numpy(pixels)
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def scaled(picture, black, white):
+    """A picture of over 8 bits in 8, grey."""
+    grey = (np.asarray(picture, np.float32) - black) * (255 / (white - black))
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
 class Writer:
