@@ -427,9 +427,11 @@ def train_plain(net, case, sets, every, checkpoint):
         return net.encoder.normalise(pixels), labels
 
     def loss(logits, labels):
-        return F.cross_entropy(logits.float(), labels.long(), ignore_index=255)
+        total = F.cross_entropy(
+            logits.float(), labels.long(), ignore_index=255, reduction="sum"
+        )
+        return total / (labels != 255).sum().clamp(min=1)
 
-    loss = own_training.where_labelled(loss, 255)
     return training.fit(
         net, sample, loss, torch.optim.Adam(net.parameters()), case.steps,
         evaluate=lambda net: own_scores.scores(net, sets.val, resamples=0).mean,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.path import Path as Ring
 from PIL import Image
 from pycocotools import mask as coco_masks
@@ -17,7 +18,7 @@ from torch import nn
 
 from utils import (
     chapters, data, live, metrics, outlines, own, own_network, own_training, predict,
-    runs, training,
+    runs, scenes, training,
 )  # fmt: skip
 from utils.data import Dataset
 from utils.own_scores import Curve, Scores, groups_of, intervals, marked
@@ -249,6 +250,42 @@ def test_sets_without_a_use_are_named():
 
 def replace_set(sets, **new):
     return replace(sets, **new)
+
+
+def test_crops_without_a_pixel_that_counts_teach_nothing():
+    sets = sets_of("landcover")
+    marked_set = marked(sets.train)
+    loss = own_training.weighted_loss(marked_set, 1.1)
+    logits = torch.randn(2, 5, 4, 4, requires_grad=True)
+    labels = torch.randint(5, (2, 4, 4))
+    labels[:, :2] = 255
+    weights = scenes.class_weights(marked_set.labels, 5, 255)
+    expected = F.cross_entropy(logits, labels, weights, ignore_index=255)
+    assert loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    void = loss(logits, torch.full_like(labels, 255))
+    void.backward()
+    assert void.item() == 0 and not logits.grad.any()
+    mostly = sets.train.labels.clone()
+    mostly[:, :, 4:] = 255
+    void_set = replace(sets.train, labels=mostly)
+    history, _ = train(
+        network(sets), replace(sets, train=void_set), steps=6, crop=(32, 32)
+    )
+    assert all(map(math.isfinite, history.losses))
+
+
+def test_images_are_drawn_by_their_pixels_that_count():
+    sets = sets_of("membranes")
+    labels = sets.train.labels.clone()
+    labels[1:] = 255
+    labels[5, 0, :32] = 0
+    plan = own_training.Plan(200, 1, 1, crop=(64, 64), scale=(1, 1), brightness=0)
+    dataset = replace(sets.train, labels=labels, ignore=255)
+    _, drawn = own_training.batches(dataset, network(sets).encoder, plan)(
+        torch.Generator().manual_seed(0)
+    )
+    shares = (drawn != 255).flatten(1).sum(1)
+    assert set(shares.tolist()) <= {64 * 64, 32} and (shares == 32).sum() < 20
 
 
 def test_images_smaller_than_a_crop_are_mirrored():
@@ -582,7 +619,11 @@ def test_a_folder_becomes_masks_probabilities_and_outlines(photos, tmp_path, cap
         assert np.abs(kept["probability"] - expected.numpy()).max() < 1e-3
     told = json.loads((out / "coco.json").read_text())
     sizes = {one["file_name"]: (one["width"], one["height"]) for one in told["images"]}
-    assert sizes == {"a.png": (70, 45), "a.jpg": (33, 40), "Ü b.png": (150, 61)}
+    assert sizes == {
+        "a.png": (70, 45),
+        "a.jpg": (33, 40),
+        "far away/Ü b.png": (150, 61),
+    }
 
 
 def test_two_classes_have_a_threshold_and_16_bits(photos, tmp_path):
@@ -598,6 +639,14 @@ def test_two_classes_have_a_threshold_and_16_bits(photos, tmp_path):
         assert np.abs(np.array(grey) / 65535 - expected.numpy()).max() < 1e-5
     with pytest.raises(ValueError, match="a threshold is for two classes, not 3"):
         own.predict_folder(known(Near()), photos, out, threshold=0.5)
+
+
+def test_only_some_pictures(photos, tmp_path):
+    only = {"far away/Ü b.png", "b.png"}
+    files = own.predict_folder(known(Near()), photos, tmp_path / "out", only=only)
+    assert [file.name for file in files] == ["Ü b.png"]
+    with pytest.raises(ValueError, match="holds no picture"):
+        own.predict_folder(known(Near()), photos, tmp_path / "out", only={"b.png"})
 
 
 def test_turned_photos_are_predicted_as_they_are_seen(tmp_path):
@@ -625,7 +674,7 @@ def test_nothing_is_written_among_the_pictures(photos, tmp_path):
     link.symlink_to(photos, target_is_directory=True)
     with pytest.raises(ValueError, match="among the pictures"):
         own.predict_folder(net, photos, link)
-    with pytest.raises(ValueError, match="no form.*there are: mask, probability"):
+    with pytest.raises(ValueError, match="no form .'shape'.*there are: mask, prob"):
         own.predict_folder(net, photos, tmp_path / "out", "shape")
     with pytest.raises(ValueError, match="there is no folder"):
         own.predict_folder(net, tmp_path / "nowhere", tmp_path / "out")
@@ -922,6 +971,22 @@ def test_the_command_does_all_of_it(folder, tmp_path, capsys):
     assert list((tmp_path / "photos").iterdir()) == []
     assert own.main(names) == 1
     assert "own holds a training: --resume goes on with it" in capsys.readouterr().err
+
+
+def test_the_command_predicts_whole_images_of_tiles(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "export", lambda *_: None)
+    Image.fromarray(noise(80, 90).permute(1, 2, 0).numpy()).save("photos/a.png")
+    Image.new("RGB", (40, 40)).save("photos/b.png")
+    sets = sets_of("buildings")
+    tiles = tuple(f"a.png@0,{k}" for k in range(len(sets.test)))
+    sets = replace(sets, test=replace(sets.test, names=tiles))
+    sets.report = ""
+    monkeypatch.setattr(data, "folder", lambda *_, **how: sets)
+    assert own.main(["photos", "--tile", "64", *SHORT]) == 0
+    masks = list((tmp_path / "own/test/masks").iterdir())
+    assert [mask.name for mask in masks] == ["a.png"]
+    with Image.open(masks[0]) as mask:
+        assert mask.size == (90, 80)
 
 
 def test_the_command_resumes(folder, tmp_path, monkeypatch, capsys):

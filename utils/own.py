@@ -57,7 +57,7 @@ def main(arguments=None):
         limit = threshold(net, sets.val) if len(sets.train.classes) == 2 else None
         report = as_report(sets, history, found, limit)
         print(report)
-        predict_set(net, sets.test, out / "test", ("mask", "coco"), limit)
+        predict_test(net, sets.test, told, out / "test", limit)
         export(net, sets, out / "network")
         with replacing(out / "scores.txt") as file:
             file.write(f"{report}\n".encode())
@@ -70,6 +70,15 @@ def main(arguments=None):
         "scores.txt."
     )
     return 0
+
+
+def predict_test(net, test, told, out, limit):
+    """Predicts the test images: whole ones, where the data set holds tiles of them."""
+    how = {"as_": ("mask", "coco"), "threshold": limit}
+    if not told.tile:
+        return predict_set(net, test, out, **how)
+    names = {name.rpartition("@")[0] for name in test.names}
+    return predict_folder(net, told.images, out, only=names, **how)
 
 
 def arguments_of(arguments):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
 from utils import runtime, scenes, training
 from utils.checkpoints import load_weights, replacing
@@ -161,43 +162,49 @@ def measured(net, train_set, val_set, plan, steps=3):
 
 def learning(net, train_set, plan):
     """What `training.fit` takes of a network, a data set and a plan."""
-    loss = scenes.scene_loss(train_set, plan.aux, plan.softening)
     return {
         "sample": batches(train_set, net.encoder, plan),
-        "loss": where_labelled(loss, train_set.ignore),
+        "loss": weighted_loss(train_set, plan.softening),
         "optimizer": scenes.optimizer(net, plan),
     }
-
-
-def where_labelled(loss, ignore):
-    """The loss, and 0 for a batch without a pixel that counts, where it would be nan."""
-
-    def safe(output, labels):
-        if (labels != ignore).any():
-            return loss(output, labels)
-        return 0 * (output[0] if isinstance(output, tuple) else output).float().sum()
-
-    return safe
 
 
 def batches(dataset, encoder, plan):
     """A function that draws (images (B, C, h, w), labels (B, h, w)) by a generator.
 
     The images stay where they are, as there may be many; a batch goes to the device.
+    An image is drawn as often as it has pixels that count: tiles may have few.
     """
     device = runtime.device()
+    counted = (dataset.labels != dataset.ignore).flatten(1).sum(1).double()
     augment = Augment(
         plan.crop, plan.flip, plan.rotate, plan.scale,
         brightness=plan.brightness, contrast=plan.brightness,
     )  # fmt: skip
 
     def sample(generator):
-        i = torch.randint(len(dataset), (plan.batch,), generator=generator)
+        i = torch.multinomial(counted, plan.batch, True, generator=generator)
         batch = dataset.images[i].to(device), dataset.labels[i].to(device)
         pixels, targets = augment(*batch, generator=generator)
         return encoder.normalise(pixels), targets
 
     return sample
+
+
+def weighted_loss(dataset, softening):
+    """Cross-entropy (logits (B, K, h, w), labels (B, h, w)) -> scalar in which rare
+    classes weigh more, as in `scenes`; but 0, and not nan, where no pixel counts."""
+    count, ignore = len(dataset.classes), dataset.ignore
+    weights = scenes.class_weights(dataset.labels, count, ignore, softening)
+    weights = weights.to(runtime.device())
+
+    def loss(logits, labels):
+        total = F.cross_entropy(
+            logits.float(), labels, weights, ignore_index=ignore, reduction="sum"
+        )
+        return total / weights[labels[labels != ignore]].sum().clamp(min=1e-6)
+
+    return loss
 
 
 def validated(net, val_set):

@@ -128,7 +128,7 @@ def labels_of(probability, threshold=None, thing=1):
 
 def predict_folder(
     net, images, out, as_=("mask",), tile=512, overlap=128, threshold=None,
-    without=None, levels=None,
+    without=None, levels=None, only=None,
 ):  # fmt: skip
     """Predicts all pictures of a folder and of those in it; returns the files written.
 
@@ -144,15 +144,18 @@ def predict_folder(
     All have the size of the picture, turned as its EXIF says. tile, overlap: as in
     `probabilities`. threshold: as `own.threshold` gives it. without: the classes that
     make no polygons, by default "background" or, of two, the first one. levels: of
-    pictures of over 8 bits, what is black and what is white, as in training.
+    pictures of over 8 bits, what is black and what is white, as in training. only:
+    names of pictures, seen from the folder; by default all of them.
 
     Nothing is written into the folder of the pictures: ValueError for an `out` there,
     for a form that there is not, for a folder without pictures. Pictures that cannot be
     read are named and left out.
     """
-    images, out, as_ = Path(images), Path(out), (as_,) if as_ in FORMS else tuple(as_)
+    images, out, as_ = Path(images), Path(out), several(as_)
     check_folders(images, out, as_)
     files = pictures(images)
+    if only is not None:
+        files = [f for f in files if f.relative_to(images).as_posix() in only]
     if not files:
         raise ValueError(f"{images} holds no picture that can be read: name another")
     writer = Writer(net, out, as_, threshold, without)
@@ -162,15 +165,17 @@ def predict_folder(
         except DataError as error:
             print(error)
             continue
-        writer.write(name, probabilities(net, image, tile, overlap), file)
+        found = probabilities(net, image, tile, overlap)
+        writer.write(name, found, file.relative_to(images).as_posix(), file)
     return writer.finish()
 
 
 def predict_set(net, dataset, out, as_=("mask",), threshold=None, without=None):
     """Predicts the images of a data set as `predict_folder` does those of a folder."""
-    writer = Writer(net, Path(out), as_, threshold, without)
-    for name, image in zip(names_of(dataset), dataset.images):
-        writer.write(name, probabilities(net, image))
+    writer = Writer(net, Path(out), several(as_), threshold, without)
+    names = names_of(dataset)
+    for name, told, image in zip(names, dataset.names or names, dataset.images):
+        writer.write(name, probabilities(net, image), told)
     return writer.finish()
 
 
@@ -181,6 +186,10 @@ def names_of(dataset):
         return [f"{number:04}" for number in range(len(dataset))]
     short = [SUFFIX.sub("", name) for name in dataset.names]
     return short if len(set(short)) == len(short) else list(dataset.names)
+
+
+def several(as_):
+    return (as_,) if isinstance(as_, str) else tuple(as_)
 
 
 def check_folders(images, out, as_):
@@ -258,8 +267,8 @@ class Writer:
         self.kept = outlines.outlined(self.classes, without)
         self.files, self.coco = [], outlines.Coco(self.classes, self.kept)
 
-    def write(self, name, probability, file=None):
-        """name: of the outputs; file: the picture that it was."""
+    def write(self, name, probability, told, file=None):
+        """name: of the outputs; told: of the picture; file: the picture itself."""
         labels = labels_of(probability, self.threshold).numpy()
         if "mask" in self.as_:
             self.save(f"masks/{name}.png", as_palette(labels, self.palette))
@@ -269,7 +278,6 @@ class Writer:
             found = outlines.geojson(labels, self.classes, self.kept, file)
             self.put(f"geojson/{name}.geojson", outlines.as_bytes(found))
         if "coco" in self.as_:
-            told = file.name if file else f"{name}.png"
             self.coco.add(told, labels, probability.numpy())
 
     def keep(self, name, probability):
