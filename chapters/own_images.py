@@ -76,6 +76,7 @@ for module, package in needed.items():
 
 # %% tags=["model", "hide-input"]
 import hashlib
+import importlib
 import shutil
 import tempfile
 import time
