@@ -472,9 +472,9 @@ RUNS = {
     },
     **{
         ("buildings", share): case_run(
-            "buildings", f"buildings-{share:.0%}", replace(OURS["buildings"], share=share)
+            "buildings", f"buildings-{word}", replace(OURS["buildings"], share=share)
         )
-        for share in (0.25, 0.5)
+        for word, share in {"quarter": 0.25, "half": 0.5}.items()
     },
 }
 
