@@ -11,6 +11,8 @@ URL ?=
 OFFLINE ?=
 PORT ?= 8000
 ARGS ?=
+IMAGES ?=
+MASKS ?=
 
 BIN := $(VENV)/bin
 PAGE := _build/html/index.html
@@ -21,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 override URL := $(value URL)
 export URL
 
-.PHONY: book serve pdf install test check run record reproduce restamp export sync \
+.PHONY: book serve pdf install test check run own record reproduce restamp export sync \
   cards repo clean
 
 # OFFLINE=1 puts MathJax and the runtime of the live networks into the built pages.
@@ -71,8 +73,15 @@ record reproduce restamp: $(VENV)/reader
 	  { echo "Say which: make $@ CHAPTER=unet RUN=main"; exit 2; }
 	$(BIN)/python -m utils.record $@ $(CHAPTER) $(RUN)
 
+# A network for images of yours: looks, trains, scores, predicts, exports, into own/.
+# ARGS go to it: make own IMAGES=photos MASKS=masks ARGS="--minutes 20 --out roofs".
+own: $(VENV)/reader
+	@test -n "$(IMAGES)" || \
+	  { echo "Say which: make own IMAGES=photos MASKS=masks"; exit 2; }
+	$(BIN)/python -m utils.own $(ARGS) -- "$(IMAGES)" $(if $(MASKS),"$(MASKS)")
+
 # The live network of a chapter: graph, manifest and samples, beside its record.
-export: $(VENV)/developer
+export: $(VENV)/reader
 	@test -n "$(CHAPTER)" || { echo "Say which: make export CHAPTER=unet"; exit 2; }
 	$(BIN)/python -m utils.live $(CHAPTER)
 

@@ -2,20 +2,25 @@
 let ort;
 const sessions = new Map();
 
-/* A file of which the hash is known, as bytes. */
-const get = async ({url, integrity}) => {
+/* A file of which the hash is known, as bytes; one of the reader's has a name, too. */
+const get = async ({url, file, integrity}) => {
   let answer;
   try {
     answer = await fetch(url, {integrity});
   } catch {
-    throw new Error(await reason(url));
+    throw new Error(await reason(url, file));
   }
   if (!answer.ok) throw new Error(`${url} could not be fetched (${answer.status}).`);
   return new Uint8Array(await answer.arrayBuffer());
 };
 
 /* Browsers do not tell a wrong hash from a cut network. */
-const reason = async url => {
+const reason = async (url, file) => {
+  if (url.startsWith("blob:"))
+    return (
+      `${file} is not the file that the manifest names: its hash is another. It was ` +
+      "not used."
+    );
   const there = await fetch(url, {method: "HEAD", cache: "no-store"}).catch(() => ({}));
   return there.ok
     ? `${url} is not the file that belongs to this book: its hash is another. It was ` +
@@ -40,7 +45,9 @@ const load = async ({name, graph, weights, runtime}) => {
   ]);
   const externalData = [{path: weights.file, data}];
   const options = {executionProviders: ["wasm"], externalData};
-  sessions.set(name, await ort.InferenceSession.create(model, options));
+  const session = await ort.InferenceSession.create(model, options);
+  await sessions.get(name)?.release();
+  sessions.set(name, session);
 };
 
 /* image: (C * H * W) bytes -> the most probable class of each pixel and its

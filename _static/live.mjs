@@ -2,7 +2,9 @@
 
    Loads nothing before its button is pressed. Then a worker runs the graph that lies
    in live/unet/ on a sample or on the reader's own picture, which goes nowhere. With
-   beside="unet" a second network, or the same with other parts, stands beside it. */
+   beside="unet" a second network, or the same with other parts, stands beside it. With
+   own, a reader can open a network of theirs: graph, weights and manifest, as
+   utils/own_export.py writes them. */
 
 const PLACE = new URL("live/", import.meta.url);
 const SIDE = 1600; // of a photo, at most, in pixels
@@ -117,6 +119,31 @@ const pixels = (photo, box, {frame: [height, width], channels, margin}) => {
   return bytes;
 };
 
+/* The manifest of a reader's network: nothing in it may fetch anything. */
+const opened = (text, file) => {
+  try {
+    const {graph, weights, frame, classes, samples, ...more} = JSON.parse(text);
+    for (const {integrity} of [graph, weights])
+      if (!/^sha256-[\w+/]{43}=$/.test(integrity)) throw 0;
+    if (!(frame.length === 2 && [...frame, more.channels].every(Number.isInteger)))
+      throw 0;
+    return {
+      margin: [124, 116, 104],
+      ...more,
+      graph,
+      weights,
+      frame,
+      gates: more.gates ?? [],
+      classes: classes.map(({name, colour}) => ({name, colour: colour.map(Number)})),
+      samples: samples.filter(({file}) => /^data:image\//.test(file)),
+    };
+  } catch {
+    throw new Error(
+      `${file} is no manifest: choose the .json that was exported with the network.`,
+    );
+  }
+};
+
 /* --- the element --- */
 
 const make = (tag, properties = {}, ...children) => {
@@ -198,6 +225,7 @@ class Live extends HTMLElement {
           "div",
           {className: "go"},
           this.go,
+          ...this.opener(),
           "It runs in your browser; no picture leaves your machine.",
         ),
       ),
@@ -245,35 +273,90 @@ class Live extends HTMLElement {
       for (const {never} of this.waiting.values())
         never(new Error(`The network's worker stopped: ${why}.`));
       this.waiting.clear();
+      this.runtime = undefined;
     };
+  }
+
+  async json(path) {
+    const answer = await fetch(new URL(path, PLACE)).catch(() => ({}));
+    if (!answer.ok)
+      throw new Error(`${path} could not be fetched: is there a network?`);
+    return answer.json();
+  }
+
+  /* The worker, and where it finds what runs the graphs. */
+  async prepare() {
+    if (this.runtime) return this.runtime;
+    if (typeof WebAssembly !== "object")
+      throw new Error(
+        "This browser has no WebAssembly, or it is switched off: the network " +
+          "cannot run here.",
+      );
+    this.say("Fetching the network and what runs it…");
+    const runtime = await this.json("runtime.json");
+    for (const file of Object.values(runtime)) file.url = new URL(file.url, PLACE).href;
+    this.open();
+    return (this.runtime = runtime);
+  }
+
+  /* A place to choose the three files of a network, where the element offers it. */
+  opener() {
+    if (!this.hasAttribute("own") || this.hasAttribute("beside")) return [];
+    const input = make("input", {
+      type: "file",
+      multiple: true,
+      accept: ".onnx,.safetensors,.json",
+      onchange: () => {
+        this.use([...input.files]);
+        input.value = "";
+      },
+    });
+    const text = "Open a network: its .onnx, .safetensors and .json";
+    return [make("label", {className: "file"}, text, input)];
+  }
+
+  /* Runs a network of the reader's from here on. */
+  async use(files) {
+    try {
+      const [graph, weights, text] = [".onnx", ".safetensors", ".json"].map(end => {
+        const found = files.filter(file => file.name.toLowerCase().endsWith(end));
+        if (found.length === 1) return found[0];
+        throw new Error(
+          "Choose the three files of one network together: .onnx, .safetensors and " +
+            `.json. There ${found.length ? "are several" : "is no"} ${end}.`,
+        );
+      });
+      const manifest = opened(await text.text(), text.name);
+      const runtime = await this.prepare();
+      this.say("Opening the network…");
+      const whole = (file, told) => ({...told, url: URL.createObjectURL(file)});
+      const given = [whole(graph, manifest.graph), whole(weights, manifest.weights)];
+      await this.ask("load", {
+        name: "own",
+        graph: given[0],
+        weights: given[1],
+        runtime,
+      }).finally(() => given.forEach(({url}) => URL.revokeObjectURL(url)));
+      const gates = manifest.gates.map(() => 1);
+      this.panes = [{name: "own", manifest, at: PLACE, gates, fill: 0}];
+      await this.show();
+      this.panes[0].canvas.focus();
+    } catch (error) {
+      this.fail(error);
+    }
   }
 
   async start() {
     this.go.disabled = true;
     try {
-      if (typeof WebAssembly !== "object")
-        throw new Error(
-          "This browser has no WebAssembly, or it is switched off: the network " +
-            "cannot run here.",
-        );
-      this.say("Fetching the network and what runs it…");
-      const json = async path => {
-        const answer = await fetch(new URL(path, PLACE)).catch(() => ({}));
-        if (!answer.ok)
-          throw new Error(`${path} could not be fetched: is there a network?`);
-        return answer.json();
-      };
       const names = ["name", "beside"]
         .map(key => this.getAttribute(key))
         .filter(Boolean);
-      const runtime = await json("runtime.json");
-      for (const file of Object.values(runtime))
-        file.url = new URL(file.url, PLACE).href;
-      this.open();
+      const runtime = await this.prepare();
       const panes = [];
       for (const name of names) {
         const known = panes.find(pane => pane.name === name);
-        const manifest = known?.manifest ?? (await json(`${name}/main.json`));
+        const manifest = known?.manifest ?? (await this.json(`${name}/main.json`));
         const at = new URL(`${name}/`, PLACE);
         const whole = file => ({...file, url: new URL(file.file, at).href});
         const {graph, weights} = manifest;
@@ -290,6 +373,7 @@ class Live extends HTMLElement {
       await this.show();
     } catch (error) {
       this.worker?.terminate();
+      this.runtime = undefined;
       this.fail(error);
       this.go.disabled = false;
     }
@@ -380,6 +464,7 @@ class Live extends HTMLElement {
         ...(navigator.mediaDevices?.getUserMedia
           ? [button("Camera", () => this.film(stage))]
           : []),
+        ...this.opener(),
       ),
       make(
         "div",
@@ -410,7 +495,8 @@ class Live extends HTMLElement {
     );
     this.root.replaceChildren(this.root.firstChild, this.live);
     this.receive(stage);
-    await this.take(thumbs[0].firstChild);
+    const [height, width] = manifest.frame;
+    await this.take(thumbs[0]?.firstChild ?? this.photo ?? blank(width, height));
   }
 
   /* The place of one answer: its picture and its switches. */
@@ -516,6 +602,8 @@ class Live extends HTMLElement {
       Live.latest = this;
     };
     Live.latest ??= this;
+    if (this.pasting) return;
+    this.pasting = true;
     document.addEventListener("paste", event => {
       const picture = [...event.clipboardData.files].find(f =>
         f.type.startsWith("image/"),
