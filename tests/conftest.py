@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Folders that commands fill; no part of the project.
 MADE = {
-    ".git", ".venv", ".vendor", "_build", "data", "runs", "__pycache__",
+    ".git", ".venv", ".vendor", "_build", "data", "runs", "own", "__pycache__",
     ".pytest_cache", ".ipynb_checkpoints", ".ruff_cache",
 }
 
