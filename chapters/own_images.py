@@ -213,11 +213,13 @@ print(f"one class: mean IoU {constant_iou:.3f}, by colour: {colour_iou:.3f}")
 # Three questions, in this order:
 #
 # 1. *Is a line of one or two pixels a thing to find,* as a membrane or a wall? Take
-#    `"ternausnet"`, whose decoder goes up to single pixels.
+#    `"ternausnet"`, the decoder of [TernausNetV2](ternausnetv2), which goes up to single
+#    pixels.
 # 2. *Does what surrounds a thing decide what it is?* `"deeplab"` looks at several
 #    distances and has outlines from stride 4; it is what to take if you do not know.
 #    `"pspnet"` sums up the whole scene, with coarser outlines.
 # 3. *Must it be quick?* `"refinenet"`, the light one: its encoder keeps its strides.
+#    [The comparison](comparison) has times and sizes of all.
 #
 # All stand on EfficientNet-Lite0, in the code of their chapters. `start="imagenet"`
 # begins with weights for photographs; `start="book"` with those of a chapter's recorded
@@ -247,11 +249,12 @@ glue(live_steps=history.steps, live_minutes=history.seconds / 60)
 # %% [markdown]
 # ## How good is it?
 #
-# On the images held out from everything, by class, with an interval over groups where
-# there are enough of them: it says how much would change with other places like these.
+# On the images held out from everything, by class, with an interval: it says how much
+# would change with other images like these. Here it is over the images of one column;
+# neighbours are alike, so it is rather too narrow.
 
 # %%
-found = own.scores(net, sets.test, groups=sets.groups.get)
+found = own.scores(net, sets.test)  # with several groups held out: groups=sets.groups
 glue(live_iou=found.mean)
 found
 
@@ -283,7 +286,7 @@ show(fig, alt="The worst of the held-out images: image, truth, prediction and er
 
 # %%
 threshold = own.threshold(net, sets.val)
-at_it = own.scores(net, sets.test, groups=sets.groups.get, threshold=threshold)
+at_it = own.scores(net, sets.test, threshold=threshold)
 glue(threshold=threshold, threshold_iou=at_it.mean)
 print(f"threshold {threshold:.2f}: mean IoU {at_it.mean:.3f} instead of {found.mean:.3f}")
 
@@ -508,8 +511,8 @@ Markdown(
 )
 
 # %% [markdown]
-# Each row is one run, so a small lead is no more than that. Which network, and how many
-# steps, was set before test was looked at.
+# Each row is one run, so a small lead is no more than that. Network and class weights
+# were chosen on val, after a tenth of the steps; test was scored once.
 #
 # ## Would more images help?
 #
