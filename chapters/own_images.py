@@ -33,8 +33,8 @@
 # each.
 #
 # <segbook-live name="deeplab" own>
-# <p>In the published book, or after <code>make serve</code>, a network answers here, and
-# a button opens yours.</p>
+# <p>In the published book, or after <code>make serve</code>, a network answers here,
+# and a button opens yours.</p>
 # </segbook-live>
 
 # %% tags=["hide-input"]
@@ -107,18 +107,18 @@ print(f"profile {runtime.profile()}, running on {runtime.device_name()}")
 # %% [markdown]
 # ## Before you label
 #
-# **Write down what a class is**, with a picture of each doubtful case: is a shadow road,
-# is a window wall? Two people who label five images apart from each other, and compare,
-# find out what is missing. No network gets better than they agree.
+# **Write down what a class is**, with a picture of each doubtful case: is a shadow
+# road, is a window wall? Two people who label five images apart from each other, and
+# compare, find out what is missing. No network gets better than they agree.
 #
-# **How many?** Begin with ten to twenty images, from as many places, days and cameras as
-# the network will meet; then ask the learning curve below whether more would help. Ten
-# frames of one video are nearly one image.
+# **How many?** Begin with ten to twenty images, from as many places, days and cameras
+# as the network will meet; then ask the learning curve below whether more would help.
+# Ten frames of one video are nearly one image.
 #
 # **With what?** Any tool that leaves masks or polygons will do: CVAT, Label Studio,
-# LabelMe, QGIS. The reader of this page takes masks as PNG (numbers of classes, colours,
-# black and white), COCO's JSON, and LabelMe's files. Save masks as PNG, never as JPEG:
-# compression invents classes along every edge.
+# LabelMe, QGIS. The reader of this page takes masks as PNG (numbers of classes,
+# colours, black and white), COCO's JSON, and LabelMe's files. Save masks as PNG, never
+# as JPEG: compression invents classes along every edge.
 #
 # **Hold out** what is really new. Neighbouring tiles, slices or frames show the same
 # thing twice, and a network that has seen one has seen the other. So split by *groups*:
@@ -126,8 +126,8 @@ print(f"profile {runtime.profile()}, running on {runtime.device_name()}")
 #
 # ## Your folder
 #
-# Name your folders here. What is given is the book's example: map tiles and their masks,
-# in black and white.
+# Name your folders here. What is given is the book's example: map tiles and their
+# masks, in black and white.
 
 # %%
 IMAGES, MASKS = strangers.example(runtime.runs() / "own_images")  # or "photos", "masks"
@@ -136,8 +136,8 @@ GROUPS = r"^(\d+)-"  # of a file's name: what must not be parted, here a map's c
 OUT = runtime.runs() / "own_images" / "mine"  # everything is kept here
 
 # %% [markdown]
-# In Colab, a folder of your Google Drive keeps what is trained when the session ends; an
-# archive can also come by upload, or from an address:
+# In Colab, a folder of your Google Drive keeps what is trained when the session ends;
+# an archive can also come by upload, or from an address:
 #
 # ```python
 # from utils import own_inputs
@@ -147,8 +147,8 @@ OUT = runtime.runs() / "own_images" / "mine"  # everything is kept here
 # own_inputs.fetch("https://…/photos.zip", OUT / "files")
 # ```
 #
-# Nothing is written into `IMAGES` or `MASKS`. The report says what was found, before any
-# training:
+# Nothing is written into `IMAGES` or `MASKS`. The report says what was found, before
+# any training:
 
 # %%
 report = data.look(IMAGES, MASKS, CLASSES, GROUPS)
@@ -156,8 +156,8 @@ report
 
 # %% [markdown]
 # A fault names the file and what to do: a mask without an image, another size, a value
-# that no class has. A warning is a doubt, as two parts that hold almost the same picture.
-# Without `classes`, the report lists the values that it met.
+# that no class has. A warning is a doubt, as two parts that hold almost the same
+# picture. Without `classes`, the report lists the values that it met.
 
 # %%
 sets = data.folder(IMAGES, MASKS, CLASSES, GROUPS)
@@ -184,14 +184,19 @@ show(fig, alt="Four of the training images with their masks in colour over them.
 
 
 # %%
+def colour_codes(images):
+    """Numbers (N, H, W) of colours, each channel in sixteen steps."""
+    red, green, blue = images.long().div(16, rounding_mode="floor").unbind(1)
+    return 256 * red + 16 * green + blue
+
+
 def by_colour(train_set, images):
-    """Labels (N, H, W) by colour alone, each channel in sixteen steps."""
-    classes = len(train_set.classes)
-    codes = (train_set.images.long() // 16 * torch.tensor([256, 16, 1])[:, None, None]).sum(1)
-    counted = train_set.labels != (255 if train_set.ignore is None else train_set.ignore)
-    both = codes[counted] * classes + train_set.labels[counted].long()
+    """Labels (N, H, W): what a pixel's colour was most often in training."""
+    classes, labels = len(train_set.classes), train_set.labels
+    counted = labels != (255 if train_set.ignore is None else train_set.ignore)
+    both = colour_codes(train_set.images)[counted] * classes + labels[counted].long()
     usual = torch.bincount(both, minlength=4096 * classes).view(4096, classes).argmax(1)
-    return usual[(images.long() // 16 * torch.tensor([256, 16, 1])[:, None, None]).sum(1)]
+    return usual[colour_codes(images)]
 
 
 def mean_iou(guess, dataset):
@@ -213,8 +218,8 @@ print(f"one class: mean IoU {constant_iou:.3f}, by colour: {colour_iou:.3f}")
 # Three questions, in this order:
 #
 # 1. *Is a line of one or two pixels a thing to find,* as a membrane or a wall? Take
-#    `"ternausnet"`, the decoder of [TernausNetV2](ternausnetv2), which goes up to single
-#    pixels.
+#    `"ternausnet"`, the decoder of [TernausNetV2](ternausnetv2), which goes up to
+#    single pixels.
 # 2. *Does what surrounds a thing decide what it is?* `"deeplab"` looks at several
 #    distances and has outlines from stride 4; it is what to take if you do not know.
 #    `"pspnet"` sums up the whole scene, with coarser outlines.
@@ -227,12 +232,12 @@ print(f"one class: mean IoU {constant_iou:.3f}, by colour: {colour_iou:.3f}")
 #
 # ## Train
 #
-# As many steps as fit into the minutes that you give, told by a few that are timed first;
-# on CUDA, on Apple's `mps` or on a CPU. Crops are zoomed, mirrored, and changed in their
-# light; `flip="hv"` and `rotate=180` are for pictures that have no up. Rare classes weigh
-# more. The weights kept are those with the best mean IoU on val, and five validations
-# without a better one end the training. It is kept in `folder`: run the cell again after
-# an interruption, and it goes on.
+# As many steps as fit into the minutes that you give, told by a few that are timed
+# first; on CUDA, on Apple's `mps` or on a CPU. Crops are zoomed, mirrored, and changed
+# in their light; `flip="hv"` and `rotate=180` are for pictures that have no up. Rare
+# classes weigh more. The weights kept are those with the best mean IoU on val, and five
+# validations without a better one end the training. It is kept in `folder`: run the
+# cell again after an interruption, and it goes on.
 
 # %%
 MINUTES = runtime.choose(gpu=1.0, cpu=1.0, smoke=None)  # ten or more, for yours
@@ -259,19 +264,18 @@ glue(live_iou=found.mean)
 found
 
 # %% [markdown]
-# A mean IoU of {glue:text}`live_iou:.3f` after {glue:text}`live_steps:,` steps, where one
-# class for all has {glue:text}`constant_iou:.3f` and colour alone
-# {glue:text}`colour_iou:.3f`. Look at the worst images before you believe a score: labels
-# at fault show here first.
+# A mean IoU of {glue:text}`live_iou:.3f` after {glue:text}`live_steps:,` steps, where
+# one class for all has {glue:text}`constant_iou:.3f` and colour alone
+# {glue:text}`colour_iou:.3f`. Look at the worst images before you believe a score:
+# labels at fault show here first.
 
 # %% tags=["hide-input"]
 worst = own.worst(found, 3)
+images = sets.test.images[worst]
 fig = plotting.predictions(
-    sets.test.images[worst],
+    images,
     sets.test.labels[worst],
-    torch.stack(
-        [predict.labels_of(predict.probabilities(net, sets.test.images[k])) for k in worst]
-    ),
+    torch.stack([predict.labels_of(predict.probabilities(net, i)) for i in images]),
     sets.test.classes,
     sets.test.palette,
     ignore=255,
@@ -280,22 +284,22 @@ fig = plotting.predictions(
 show(fig, alt="The worst of the held-out images: image, truth, prediction and errors.")
 
 # %% [markdown]
-# **A threshold.** With two classes, the second is taken where its probability passes one
-# half. Another threshold may have a better IoU; it is chosen on val, and test is scored
-# with it once.
+# **A threshold.** With two classes, the second is taken where its probability passes
+# one half. Another threshold may have a better IoU; it is chosen on val, and test is
+# scored with it once.
 
 # %%
 threshold = own.threshold(net, sets.val)
 at_it = own.scores(net, sets.test, threshold=threshold)
 glue(threshold=threshold, threshold_iou=at_it.mean)
-print(f"threshold {threshold:.2f}: mean IoU {at_it.mean:.3f} instead of {found.mean:.3f}")
+print(f"threshold {threshold:.2f}: mean IoU {at_it.mean:.3f}, before {found.mean:.3f}")
 
 # %% [markdown]
 # ## Three folders, as strangers have them
 #
-# Tiles of a map with black-and-white masks; satellite images of many sizes with masks in
-# colour, cut into tiles; slices from a microscope with masks in black and white. Each is
-# what `data.folder` reads in a few lines:
+# Tiles of a map with black-and-white masks; satellite images of many sizes with masks
+# in colour, cut into tiles; slices from a microscope with masks in black and white.
+# Each is what `data.folder` reads in a few lines:
 
 # %% tags=["model"]
 @dataclass(frozen=True)
@@ -330,7 +334,9 @@ def read_folder(published, case=None):
     that code which reads it may change where the result does not."""
     sets = importlib.import_module("utils.strangers").sets(published["train"].name)
     if case and case.holds not in ("", content(sets)):
-        raise data.DataError(f"{published['train'].name}: read as other images or masks")
+        raise data.DataError(
+            f"{published['train'].name}: read as other images or masks"
+        )
     return sets
 
 
@@ -379,7 +385,8 @@ def score_case(net, published):
 
 # %% [markdown]
 # The rival is what most people would write: a U-Net decoder on the same encoder and
-# weights, Adam at its usual rate, cross-entropy, mirrored crops, the best weights on val.
+# weights, Adam at its usual rate, cross-entropy, mirrored crops, the best weights on
+# val.
 
 # %% tags=["model", "hide-input"]
 class PlainUNet(nn.Module):
@@ -485,10 +492,12 @@ RUNS = {
 TRAIN = ""  # the name of a run, or "all": train here, whatever the book has recorded
 records = {}
 for name in OURS:
-    records |= runs.obtain_records({k: r for k, r in RUNS.items() if k[0] == name}, TRAIN)
+    of_folder = {key: run for key, run in RUNS.items() if key[0] == name}
+    records |= runs.obtain_records(of_folder, TRAIN)
 for name in OURS:
     ours, plain = records[name, "ours"], records[name, "plain"]
-    glue(**{f"{name}_iou": ours.numbers["test"], f"{name}_plain": plain.numbers["test"]})
+    glue(**{f"{name}_iou": ours.numbers["test"]})
+    glue(**{f"{name}_plain": plain.numbers["test"]})
 
 
 def row(key):
@@ -503,11 +512,12 @@ def row(key):
 
 
 Markdown(
-    "| folder | network | images: train / val / test | minutes | mean IoU, val | test |\n"
+    "| folder | network | images: train / val / test | minutes | mean IoU, val "
+    "| test |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
     + "\n".join(row((k, kind)) for k in OURS for kind in ("ours", "plain"))
-    + "\n\nImages are tiles of 256 pixels for land cover. Intervals of 95 % over images; "
-    "neighbours are alike, so they are rather too narrow."
+    + "\n\nImages are tiles of 256 pixels for land cover. Intervals of 95 % over "
+    "images; neighbours are alike, so they are rather too narrow."
 )
 
 # %% [markdown]
@@ -516,8 +526,9 @@ Markdown(
 #
 # ## Would more images help?
 #
-# Train on a quarter of the training images, on half, on all, with the same steps. A curve
-# that still rises asks for more; a flat one asks for better labels or another network.
+# Train on a quarter of the training images, on half, on all, with the same steps. A
+# curve that still rises asks for more; a flat one asks for better labels or another
+# network.
 
 # %% tags=["hide-input"]
 curve = [("buildings", 0.25), ("buildings", 0.5), ("buildings", "ours")]
@@ -534,10 +545,10 @@ Markdown("\n".join(lines) + "\n\nOne run each, on buildings.")
 #
 # ## Put it to use
 #
-# A folder of pictures of any size: large ones are cut into tiles that overlap, and their
-# probabilities are averaged so that no seam shows. What comes out: masks with a palette,
-# probabilities in 16 bits, and outlines as GeoJSON (on the map, where a picture brings
-# its place along) or COCO.
+# A folder of pictures of any size: large ones are cut into tiles that overlap, and
+# their probabilities are averaged so that no seam shows. What comes out: masks with a
+# palette, probabilities in 16 bits, and outlines as GeoJSON (on the map, where a
+# picture brings its place along) or COCO.
 
 # %%
 written = own.predict_folder(
@@ -552,7 +563,9 @@ print(f"{len(written)} files, as {written[0].relative_to(OUT)}")
 # PyTorch and nothing of this book:
 
 # %%
-manifest = own.export(net, sets, OUT / "network", title="Buildings", threshold=threshold)
+manifest = own.export(
+    net, sets, OUT / "network", title="Buildings", threshold=threshold
+)
 code = own.lines(OUT / "network", photo="photo.png", mask="mask.png")
 code = code.replace(OUT.as_posix(), "own")
 Markdown(f"```python\n{code}```")
@@ -570,9 +583,9 @@ print(f"onnxruntime and PyTorch name {agreed:.2%} of the pixels alike")
 
 # %% [markdown]
 # {glue:text}`megabytes:.1f` megabytes, and of the pixels of four test images
-# {glue:text}`agreed:.2%` named as by PyTorch. At the top of this page, in the published book, or
-# after `make serve`, *Open a network* takes the three files, and your network answers in
-# the page. It goes nowhere.
+# {glue:text}`agreed:.2%` named as by PyTorch. At the top of this page, in the published
+# book, or after `make serve`, *Open a network* takes the three files, and your network
+# answers in the page. It goes nowhere.
 #
 # **From a terminal**, all of the above:
 #
