@@ -24,16 +24,15 @@
 #
 # **On this page**, a PSPNet with {glue:text}`parameters:,` parameters, trained for
 # {glue:text}`train_minutes:.0f` minutes on {glue:text}`device`, labels eleven classes
-# of street scenes. On CamVid's test frames it has a mean IoU of
-# {glue:text}`miou:.3f` in one pass and {glue:text}`miou_multi:.3f` averaged over scales
-# and mirror images. This is scaled down, and its numbers cannot be laid beside the
-# paper's. On drawn scenes in which only what is far away decides, networks without a
-# pyramid guess, and those with all its bins do not. On streets, behind an encoder that
-# sees little, the pyramid changes the mean IoU of the test frames by
-# {glue:text}`pyramid_gain:+.3f` (95 % interval {glue:text}`pyramid_low:+.3f` to
-# {glue:text}`pyramid_high:+.3f`, {glue:text}`seed_count` seeds) against the same
-# branches without pooling; on the validation clip a difference is
-# *{glue:text}`val_word`*.
+# of street scenes. On CamVid's test frames it has a mean IoU of {glue:text}`miou:.3f`
+# in one pass and {glue:text}`miou_multi:.3f` averaged over scales and mirror images.
+# This is scaled down, and its numbers cannot be laid beside the paper's. On drawn
+# scenes in which only what is far away decides, networks without a pyramid guess, and
+# those with all its bins do not. On streets, behind an encoder that sees little, the
+# pyramid changes the mean IoU of the test frames by {glue:text}`pyramid_gain:+.3f` (95
+# per cent interval {glue:text}`pyramid_low:+.3f` to {glue:text}`pyramid_high:+.3f`,
+# {glue:text}`seed_count` seeds) against the same branches without pooling; on the
+# validation clip a difference is *{glue:text}`val_word`*.
 #
 # *The trained network belongs to the book ({glue:text}`provenance`).*
 #
