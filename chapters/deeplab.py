@@ -1147,9 +1147,8 @@ Markdown(
 # that feature: the same weights, convolutions and stride, and no skip. The frames are
 # {glue:text}`small_width` by {glue:text}`small_height` pixels, a run
 # takes {glue:text}`small_steps` steps, and the test frames are
-# scored once a run, with the weights of its best validation, in the published labels'
-# 480 by 360. What would matter was fixed before the runs: {glue:text}`matters` of mean
-# IoU. *Shows* means that the interval lies above zero
+# scored once a run, with the weights of its best validation. What would matter was
+# fixed before the runs: {glue:text}`matters` of mean IoU. *Shows* means that the interval lies above zero
 # ([how differences are judged](start)), not that the gain is at least what matters.
 
 
