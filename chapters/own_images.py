@@ -22,11 +22,11 @@
 # images and masks becomes a network that you have measured, can run on a folder, and
 # can give away as three files that run in a browser.
 #
-# **On this page** a folder is read, checked, learnt from for a minute, and put to use,
-# in the open; put your own in its place. Three folders as strangers have them were
-# learnt from for longer, and what was held out scored once: buildings from above,
-# {glue:text}`buildings_iou:.3f` mean IoU; land cover by satellite,
-# {glue:text}`landcover_iou:.3f`; membranes under a microscope,
+# **On this page**, in {glue:text}`page_minutes:.1f` minutes, a folder is read, checked,
+# learnt from and put to use, in the open; put your own in its place. Three folders as
+# strangers have them were learnt from for longer, and what was held out scored once:
+# buildings from above, {glue:text}`buildings_iou:.3f` mean IoU; land cover by
+# satellite, {glue:text}`landcover_iou:.3f`; membranes under a microscope,
 # {glue:text}`membranes_iou:.3f`. A plain U-Net on the same weights and splits, trained
 # as long by the common recipe, has {glue:text}`buildings_plain:.3f`,
 # {glue:text}`landcover_plain:.3f` and {glue:text}`membranes_plain:.3f`. That is one run
@@ -264,10 +264,10 @@ glue(live_iou=found.mean)
 found
 
 # %% [markdown]
-# A mean IoU of {glue:text}`live_iou:.3f` after {glue:text}`live_steps:,` steps, where
-# one class for all has {glue:text}`constant_iou:.3f` and colour alone
-# {glue:text}`colour_iou:.3f`. Look at the worst images before you believe a score:
-# labels at fault show here first.
+# A mean IoU of {glue:text}`live_iou:.3f` after {glue:text}`live_steps:,` steps in
+# {glue:text}`live_minutes:.1f` minutes, where one class for all has
+# {glue:text}`constant_iou:.3f` and colour alone {glue:text}`colour_iou:.3f`. Look at
+# the worst images before you believe a score: labels at fault show here first.
 
 # %% tags=["hide-input"]
 worst = own.worst(found, 3)
@@ -295,6 +295,8 @@ glue(threshold=threshold, threshold_iou=at_it.mean)
 print(f"threshold {threshold:.2f}: mean IoU {at_it.mean:.3f}, before {found.mean:.3f}")
 
 # %% [markdown]
+# At {glue:text}`threshold:.2f` it is {glue:text}`threshold_iou:.3f` here.
+#
 # ## Three folders, as strangers have them
 #
 # Tiles of a map with black-and-white masks; satellite images of many sizes with masks
