@@ -44,11 +44,19 @@ COLOURS = [*ASKED["landcover"]["classes"].values(), "#9B9B9B"]
 
 
 def example(folder):
-    """The buildings in a folder: (photos, masks), laid out unless they are there."""
-    folder = Path(folder)
-    if not (folder / "masks").is_dir():
-        lay_out("buildings", folder)
-    return folder / "photos", folder / "masks"
+    """The buildings below a folder: (photos, masks), laid out unless they are there.
+
+    Published files and the embedded sample, in each profile, have places of their own.
+    """
+    source = load("buildings", "train").source
+    origin = "sample" if source == "sample" else "real"
+    place = Path(folder, f"example-{origin}-{runtime.profile()}")
+    if not place.is_dir():
+        new = Path(folder, f"{place.name}.new")
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was interrupted
+        lay_out("buildings", new)
+        new.rename(place)
+    return place / "photos", place / "masks"
 
 
 @functools.lru_cache(maxsize=1)
