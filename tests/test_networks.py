@@ -21,7 +21,7 @@ import cards
 browser, address = test_pages.browser, test_pages.address  # fixtures
 
 ENTRIES = book_networks.load()
-ABOUT_NO_PAPER = {"start", "comparison"}
+ABOUT_NO_PAPER = {"start", "comparison", "own_images"}
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e["chapter"])
 
 

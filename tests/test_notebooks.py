@@ -36,6 +36,7 @@ REPORTED = {
         "75.44", "83.60", "82.36", "48.41", "65.50", "34.55", "15.80", "34.61", "22.47",
     },
     "comparison": set(),
+    "own_images": set(),
 }
 # Settings that the papers name, as their dropout.
 SETTINGS = {
@@ -49,6 +50,7 @@ SETTINGS = {
     "ternausnetv2": {"0.5", "0.95", "0.05"},
     "instruments": set(),
     "comparison": set(),
+    "own_images": set(),
 }
 # Data sets that exist as drawings only; a page that takes one says so.
 DRAWN = {"instrument_parts"}

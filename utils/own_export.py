@@ -10,6 +10,8 @@ The live element of the book opens the three; `lines` says how onnxruntime does.
 import base64
 import io
 import json
+import logging
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,7 +75,8 @@ def export(
     graph, weights = folder / f"{NAME}.onnx", folder / f"{NAME}.safetensors"
     graphs.save_weights(net, weights)
     image = torch.zeros(1, net.built.channels, *frame, dtype=torch.uint8)
-    graphs.export(net, image, graph, weights=weights)
+    with without_hints():
+        graphs.export(net, image, graph, weights=weights)
     chosen = torch.linspace(0, len(one) - 1, min(samples, len(one))).round().long()
     cuts = [image[:, : frame[0], : frame[1]] for image in one.images[chosen]]
     shown = labels_of(probabilities(net, cuts[0]), threshold)
@@ -106,6 +109,18 @@ def export(
     with replacing(folder / f"{NAME}.json") as file:
         file.write(f"{as_json(manifest)}\n".encode())
     return manifest
+
+
+@contextmanager
+def without_hints():
+    """PyTorch says of a package that is not needed that it is not there."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def terms(net, dataset):

@@ -214,8 +214,13 @@ class Curve:
 
     def __str__(self):
         lines = [
-            f"{count:5} images: mean IoU {one.mean:.3f} "
-            f"({one.low[-1]:.3f} to {one.high[-1]:.3f})"
+            f"{count:5} images: mean IoU {one.mean:.3f}{between(one)}"
             for count, one in zip(self.images, self.scores)
         ]
         return "\n".join([*lines, self.sentence()])
+
+
+def between(found):
+    """The interval of a mean as text; none where it is not known."""
+    low, high = found.low[-1], found.high[-1]
+    return "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
