@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import logging
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -113,12 +114,15 @@ def export(
 
 @contextmanager
 def without_hints():
-    """PyTorch says of a package that is not needed that it is not there."""
+    """PyTorch says of packages that are not needed that they are not there, and of its
+    own insides that they will change."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logger.setLevel(before)
 
