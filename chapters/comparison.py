@@ -29,16 +29,12 @@
 # nothing else: not all share an encoder, an output stride or a learning rate (see the
 # table of settings).
 #
-# Two networks that do share them, as [DeepLab's](deeplab) and [PSPNet's](pspnet)
-# chapters trained them, by one recipe and for longer, can be watched at once, on a test
-# frame or a photo of yours. Look at poles, signs and people: DeepLab v3+ has a finer
-# map to draw them with. Classes, opacity and what you point at count for both; parts
-# are switched off in each alone.
+# [DeepLab v3+](deeplab) and [PSPNet](pspnet), as their chapters trained them by one
+# recipe, answer on one picture, a test frame or yours: look at poles and people.
 #
 # <segbook-live name="deeplab" beside="pspnet">
 # <p>In the published book, or after <code>make serve</code>, the two answer here; in a
-# notebook, <code>live.widget("deeplab")</code> and <code>live.widget("pspnet")</code>
-# show them.</p>
+# notebook, <code>live.widget("deeplab")</code> shows one.</p>
 # </segbook-live>
 
 # %% tags=["hide-input"]
