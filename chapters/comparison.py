@@ -33,8 +33,7 @@
 # recipe, answer on one picture, a test frame or yours: look at poles and people.
 #
 # <segbook-live name="deeplab" beside="pspnet">
-# <p>In the published book, or after <code>make serve</code>, the two answer here; in a
-# notebook, <code>live.widget("deeplab")</code> shows one.</p>
+# <p>In the published book, or after <code>make serve</code>, the two answer here.</p>
 # </segbook-live>
 
 # %% tags=["hide-input"]
@@ -107,8 +106,7 @@ if device.type == "cpu":
 # %% [markdown]
 # ## The results
 #
-# The cells below fill this in. A click on the head of a column sorts by it, a second
-# one the other way.
+# A click on the head of a column sorts by it, a second one the other way.
 
 # %% tags=["hide-input"]
 table_here = display(Markdown("*The table comes when all is trained.*"), display_id=True)
