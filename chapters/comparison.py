@@ -16,8 +16,8 @@
 # %% [markdown]
 # # All networks side by side
 #
-# Each chapter has put one network to the test. Here all of them meet, on the same
-# street scenes, with the same number of steps and the same seeds.
+# Each chapter has put one network to the test. Here all of them meet, on the same street
+# scenes, with the same steps and seeds.
 #
 # **On this page**, {glue:text}`network_count` networks are trained
 # {glue:text}`seed_count` times each, for {glue:text}`steps:,` steps. In so little time
