@@ -431,8 +431,9 @@ def reach(function, images):
     return images.grad.abs().sum(1).mean(0).cpu()
 
 
-def side_with(gradient, share):
-    """Side in pixels of the smallest centred square with a share of the gradient."""
+def half_side(gradient, share=0.5):
+    """Side in pixels of the smallest centred square with half of the gradient, or with
+    another share."""
     height, width = gradient.shape
     rows = (torch.arange(height) - height // 2).abs()[:, None]
     columns = (torch.arange(width) - width // 2).abs()
@@ -448,7 +449,7 @@ def show_reach(gradients, alt):
     for ax, (name, gradient) in zip(axes, gradients.items()):
         share = gradient / gradient.max()
         ax.imshow(share.clamp(min=1e-5).log10(), cmap="magma", vmin=-5, vmax=0)
-        half = side_with(gradient, 0.5)
+        half = half_side(gradient)
         ax.set_title(f"{name}\nhalf within {half} pixels", fontsize=9)
         ax.axis("off")
     show(fig, alt=alt)
@@ -463,8 +464,8 @@ for name, (maps, stride, pixels) in cut.items():
     probe = encoders.build("lite0", output_stride=stride, pretrained=True, maps=maps)
     pixels = probe.eval().normalise(pixels)
     seen[name] = reach(lambda x: probe(x)[-1], pixels)
-main_half, small_half = (side_with(gradient, 0.5) for gradient in seen.values())
-main_all, small_all = (side_with(gradient, 1.0) for gradient in seen.values())
+main_half, small_half = (half_side(gradient) for gradient in seen.values())
+main_all, small_all = (half_side(gradient, 1.0) for gradient in seen.values())
 glue(
     main_half=main_half,
     main_all=main_all,
