@@ -187,6 +187,13 @@ def register():
         some.impl(operation, partial(explicitly, operation), "PrivateUse1")
 
 
+def without_gradients(mode=True):
+    """In place of `torch.inference_mode`."""
+    if callable(mode):
+        return torch.no_grad(mode)
+    return torch.no_grad() if mode else nullcontext()
+
+
 def run_chapter(name):
     """Runs the code cells of a chapter as a notebook does, up to the first error."""
     import jupytext
@@ -207,5 +214,5 @@ if __name__ == "__main__":
     register()
     # A tensor that holds another cannot be one of inference: views of it fail, which
     # no real device asks for. Nothing else tells the two apart here.
-    torch.inference_mode = torch.no_grad
+    torch.inference_mode = without_gradients
     run_chapter(sys.argv[1])

@@ -8,6 +8,7 @@ The live element of the book opens the three; `lines` says how onnxruntime does.
 """
 
 import base64
+import copy
 import io
 import json
 import logging
@@ -74,10 +75,11 @@ def export(
     frame = tuple(fitting(net, side, down=frame is None) for side in sides)
     folder.mkdir(parents=True, exist_ok=True)
     graph, weights = folder / f"{NAME}.onnx", folder / f"{NAME}.safetensors"
-    graphs.save_weights(net, weights)
     image = torch.zeros(1, net.built.channels, *frame, dtype=torch.uint8)
+    on_cpu = copy.deepcopy(net).cpu()  # where graphs are made
+    graphs.save_weights(on_cpu, weights)
     with without_hints():
-        graphs.export(net, image, graph, weights=weights)
+        graphs.export(on_cpu, image, graph, weights=weights)
     chosen = torch.linspace(0, len(one) - 1, min(samples, len(one))).round().long()
     cuts = [image[:, : frame[0], : frame[1]] for image in one.images[chosen]]
     shown = labels_of(probabilities(net, cuts[0]), threshold)
