@@ -21,10 +21,10 @@ from utils import runtime
 sys.path.insert(0, str(runtime.root() / "tools"))
 
 import serve  # noqa: E402
+from pdf import BROWSERS  # noqa: E402
 
 VERSION = "12.2.3"
 SWITCHES = "--headless --no-sandbox --disable-background-networking"
-BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome"
 
 
 def audit(url):

@@ -31,6 +31,7 @@ from skimage.measure import label as connected_components
 
 from utils import chapters, data, export, plotting, runs
 from utils.checkpoints import replacing
+from utils.own_inputs import contents
 
 IMAGES = 60  # training images, spread over the set, behind the mean of a part
 MARGIN = (124, 116, 104)  # beside a photo of another shape: ImageNet's mean colour
@@ -377,10 +378,8 @@ def widget(network):
 
 
 def uploaded(value):
-    """The bytes of the file in an upload: ipywidgets 8 has a tuple of files, 7 a dict
-    of them by name."""
-    files = value.values() if isinstance(value, dict) else value
-    return bytes(list(files)[-1]["content"])
+    """The bytes of the last file in an upload."""
+    return list(contents(value).values())[-1]
 
 
 # --- the command

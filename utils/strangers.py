@@ -87,13 +87,10 @@ def load(name, split):
 
 
 def loaded(name, *splits):
-    """Yields (number, image, label, data set) of all images of some splits."""
-    number = 0
-    for split in splits:
-        found = load(name, split)
-        for image, label in zip(found.images, found.labels):
-            yield number, image, label, found
-            number += 1
+    """All images of some splits, numbered: (number, (image, label))."""
+    parts = (load(name, split) for split in splits)
+    pairs = (pair for part in parts for pair in zip(part.images, part.labels))
+    return enumerate(pairs)
 
 
 def buildings(folder):
@@ -111,7 +108,7 @@ def landcover(folder):
         for area in sorted((data.data_root() / "landcover").glob("Tile *")):
             shutil.copytree(area, folder / area.name)
         return
-    for number, image, label, found in loaded("landcover", "train", "val"):
+    for number, (image, label) in loaded("landcover", "train", "val"):
         area = folder / f"Tile {number // 2}"
         save(area / f"images/part {number}.jpg", image.permute(1, 2, 0), quality=95)
         mask = Image.fromarray(label.clamp(max=len(COLOURS) - 1).numpy(), "P")
@@ -121,7 +118,7 @@ def landcover(folder):
 
 
 def membranes(folder):
-    for number, image, label, _ in loaded("membranes", "train", "val", "test"):
+    for number, (image, label) in loaded("membranes", "train", "val", "test"):
         save(folder / f"slices/slice {number:02}.tif", image[0])
         save(folder / f"slices/slice {number:02}_mask.png", 255 * label)
 
