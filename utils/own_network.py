@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from utils import chapters, encoders, runs, runtime
 
@@ -20,6 +22,47 @@ class Built:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     width: int
+
+
+class UNet(nn.Module):
+    """A U-Net decoder on an encoder: nearest pixel, skip, two convolutions, five times.
+
+    images (B, C, H, W), normalised, sides multiples of 32 -> logits (B, K, H, W).
+    """
+
+    multiple = 32
+
+    def __init__(self, classes, encoder, widths=(256, 128, 64, 32, 16)):
+        super().__init__()
+        self.encoder = encoder
+        *skips, entering = encoder.channels
+        self.blocks = nn.ModuleList()
+        for skip, width in zip([*skips[::-1], 0], widths):
+            self.blocks.append(
+                nn.Sequential(conv(entering + skip, width), conv(width, width))
+            )
+            entering = width
+        self.classifier = nn.Conv2d(entering, classes, 3, padding=1)
+
+    def forward(self, images):
+        *skips, x = self.encoder(images)  # (B, 320, H/32, W/32)
+        for skip, block in zip([*skips[::-1], None], self.blocks):
+            x = F.interpolate(x, scale_factor=2)
+            x = block(x if skip is None else torch.cat([x, skip], 1))
+        return self.classifier(x)
+
+
+def conv(entering, width):
+    return nn.Sequential(
+        nn.Conv2d(entering, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+def unet(classes, encoder, width):
+    """A U-Net as in the first chapter, on the encoder: up to single pixels."""
+    return UNet(classes, encoder(), [max(8, width * 2 >> k) for k in range(5)])
 
 
 def deeplab(classes, encoder, width):
@@ -49,7 +92,7 @@ def ternausnet(classes, encoder, width):
     return chapter.TernausNetV2(encoder(maps=4), classes=classes, filters=width // 8)
 
 
-KINDS = {one.__name__: one for one in (deeplab, pspnet, refinenet, ternausnet)}
+KINDS = {one.__name__: one for one in (deeplab, pspnet, refinenet, ternausnet, unet)}
 
 
 def network(sets, kind="deeplab", start="imagenet", width=None, seed=0):
