@@ -121,6 +121,19 @@ def test_what_a_network_cannot_be_is_named():
 # Training
 
 
+@pytest.mark.parametrize("kind, faster", [("unet", 4.0), ("refinenet", 1.0)])
+def test_new_layers_without_normalisation_learn_no_faster(kind, faster, tmp_path):
+    """At four times the encoder's rate RefineNet named one class everywhere."""
+    sets = sets_of("membranes")
+    net = network(sets, kind)
+    own.train(net, sets, steps=2, folder=tmp_path / "a", say=lambda line: None)
+    told = json.loads((tmp_path / "a/plan.json").read_text(encoding="utf-8"))
+    assert told["plan"]["faster"] == faster
+    own.train(net, sets, steps=2, folder=tmp_path / "b", say=str, faster=2.0)
+    told = json.loads((tmp_path / "b/plan.json").read_text(encoding="utf-8"))
+    assert told["plan"]["faster"] == 2.0  # the reader's word counts
+
+
 def test_it_learns_and_says_how_long_before_it_starts(monkeypatch):
     sets, began = sets_of("buildings"), []
     fit = training.fit

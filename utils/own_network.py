@@ -10,6 +10,9 @@ from utils import chapters, encoders, runs, runtime
 
 STARTS = "imagenet", "book", "none"
 RECORDED = "deeplab", "pspnet"  # kinds whose chapter has kept its weights
+# What kinds ask of `own_training.Plan`. Decoders without normalisation fail or learn
+# little at four times the encoder's rate; their chapters train them at its own, too.
+SETTINGS = {"refinenet": {"faster": 1.0}, "ternausnet": {"faster": 1.0}}
 
 
 @dataclass(frozen=True)

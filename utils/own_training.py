@@ -19,7 +19,7 @@ from utils import runtime, scenes, training
 from utils.checkpoints import load_weights, replacing
 from utils.data.augment import Augment
 from utils.fingerprint import fingerprint
-from utils.own_network import network
+from utils.own_network import SETTINGS, network
 from utils.own_scores import Curve, groups_of, marked, scores
 from utils.predict import fitting
 
@@ -120,7 +120,7 @@ def made_plan(net, train_set, val_set, minutes, steps, settings, say):
         every=0,
         crop=tuple(fitting(net, min(side, largest), down=True) for side in sides),
     )
-    plan = replace(plan, **settings)
+    plan = replace(plan, **SETTINGS.get(net.built.kind, {}) | settings)
     step, validation = measured(net, train_set, val_set, plan)  # seconds
     count = MOST
     if steps is None:
