@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from utils import data
 from utils.data import DataError, naming, pictures, splitting, survey
@@ -675,6 +675,35 @@ def test_photographs_are_turned_with_their_masks(at, turn, drawn):
     assert len(said) == 1 and "images/b.png" in said[0]
     assert ("with it" in said[0]) == (drawn == "unturned" and sides)
     assert ("look" in said[0]) == (not sides)
+
+
+@pytest.mark.parametrize("packed", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("turn", [3, 6])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_turned_tiff_is_read_as_it_is_seen(tmp_path, packed, turn, deep):
+    levels = np.arange(H * W, dtype=np.uint16).reshape(H, W)
+    levels = levels if deep else (levels // 8).astype(np.uint8)
+    file = tmp_path / "a.tif"
+    save(file, levels, compression=packed, tiffinfo={pictures.ORIENTATION: turn})
+    photo = pictures.read_photo(file)
+    found = photo.pixels if deep else photo.pixels[..., 0]
+    assert np.array_equal(found, pictures.TURNS[turn](levels))
+
+
+@pytest.mark.parametrize("kind, pages", [(1, 1), (4, 1), (5, 1), (0, 2), (2, 2)])
+def test_smaller_copies_in_a_tiff_are_no_pictures(tmp_path, kind, pages):
+    file = tmp_path / "map.tif"
+    with TiffImagePlugin.AppendingTiffWriter(file, new=True) as pack:
+        Image.fromarray(GREY).save(pack, "TIFF")
+        pack.newFrame()
+        tag = {pictures.PAGE_KIND: kind}
+        Image.fromarray(GREY[::2, ::2]).save(pack, "TIFF", tiffinfo=tag)
+        pack.newFrame()
+    if pages == 1:
+        assert np.array_equal(pictures.read_photo(file).pixels[..., 0], GREY)
+    else:
+        with pytest.raises(DataError, match="holds 2 pictures"):
+            pictures.read_photo(file)
 
 
 def of_zero_and_one(at):

@@ -19,6 +19,7 @@ from utils.data.download import DataError
 LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WebP", "AVIF": "AVIF",
          "JPEG2000": "JPEG 2000"}  # fmt: skip
 SIDE = 16  # pixels of a thumbnail
+PAGE_KIND = 254  # the tag of TIFF that says what a page is: 1 a smaller copy, 4 a mask
 ORIENTATION = 0x0112  # the tag of EXIF that says how a photograph is turned
 # What each value of it asks for, as a function of an array (H, W, ...).
 TURNS = {
@@ -118,9 +119,10 @@ def opened(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large images are no attack here
-            with Image.open(path) as image:
-                pages = getattr(image, "n_frames", 1)
-                if pages > 1 and image.format != "MPO":
+            # Not by its path: Pillow garbles a TIFF on its side that it maps to memory.
+            with open(path, "rb") as file, Image.open(file) as image:
+                pages = pages_of(image)
+                if pages > 1:
                     raise Unusable(
                         "pages",
                         f"{path} holds {pages} pictures: save each as a file of its "
@@ -144,6 +146,22 @@ def opened(path):
             f"{path} {kind} ({reason(error)}): copy it again, or take it out together "
             "with its partner",
         ) from error
+
+
+def pages_of(image):
+    """How many pictures a file holds; a photograph's preview, and the smaller copies
+    and masks in a GeoTIFF, do not count."""
+    if image.format == "MPO":
+        return 1
+    count = getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or count == 1:
+        return count
+    kinds = []
+    for page in range(count):
+        image.seek(page)
+        kinds.append(image.tag_v2.get(PAGE_KIND, 0))
+    image.seek(0)
+    return 1 + sum(not kind & 0b101 for kind in kinds[1:])
 
 
 def reason(error):
