@@ -102,6 +102,7 @@ def test_a_plain_folder_becomes_three_data_sets(at):
         assert own.ignore is None and own.source == "local" and own.licence == "yours"
     assert repr(sets) == "Sets(train: 4, val: 1, test: 1)"
     assert sets.groups == {f"{name}.png": f"{name}.png" for name in NAMES}
+    assert sets.levels is None
 
 
 def test_the_report_counts_and_shares(at):
@@ -618,6 +619,33 @@ def test_sixteen_bits_are_scaled_by_the_range_of_the_folder(at):
     same(sets, ((wanted - 1000.0) * 255 / 1500).round().astype(np.uint8))
     (said,) = [line for line in sets.report.notes if "8 bits" in line]
     assert "6 images" in said and "1000, the least" in said and "2500, the most" in said
+    assert sets.levels == (1000, 2500)
+
+
+def test_among_images_of_8_bits_only_the_deep_ones_have_levels(at):
+    (at / "images/b.png").unlink()
+    levels = np.linspace(300, 900, H * W).reshape(H, W).astype(np.uint16)
+    save(at / "images/b.tif", levels)
+    sets = loaded({})
+    assert sets.levels == (300, 900)
+    same(sets, ((levels - 300.0) * 255 / 600).round().astype(np.uint8))
+    same(sets, noise(2), name="c")
+
+
+def test_pixels_are_those_a_network_takes(tmp_path):
+    save(tmp_path / "a.png", noise(1))
+    found = pictures.read_pixels(tmp_path / "a.png", levels=(7, 9))  # not for 8 bits
+    assert np.array_equal(found, noise(1).transpose(2, 0, 1))
+    with Image.open(tmp_path / "a.png") as image:
+        grey = np.asarray(image.convert("L"))[None]
+    assert np.array_equal(pictures.read_pixels(tmp_path / "a.png", channels=1), grey)
+    deep = np.array([[0, 1000], [2000, 9000]], np.uint16)
+    save(tmp_path / "b.png", deep)
+    for channels in (1, 3):
+        found = pictures.read_pixels(tmp_path / "b.png", (1000, 3000), channels)
+        assert found.tolist() == channels * [[[0, 0], [128, 255]]]
+        with pytest.raises(DataError, match="b.png has over 8 bits.*levels=sets.lev"):
+            pictures.read_pixels(tmp_path / "b.png", channels=channels)
 
 
 def test_floating_point_images_are_scaled(at):

@@ -20,7 +20,7 @@ from utils import (
     chapters, data, live, metrics, outlines, own, own_network, own_training, predict,
     runs, scenes, training,
 )  # fmt: skip
-from utils.data import Dataset
+from utils.data import Dataset, pictures
 from utils.own_scores import Curve, Scores, groups_of, intervals, marked
 
 
@@ -608,10 +608,15 @@ def photos(tmp_path):
 
 def test_a_folder_becomes_masks_probabilities_and_outlines(photos, tmp_path, capsys):
     (photos / "broken.png").write_bytes(b"\x89PNG no")
+    (photos / "phone.heic").write_bytes(b"no")
     before = {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()}
     out, net = tmp_path / "out", known(Near())
     files = own.predict_folder(net, photos, out, predict.FORMS, tile=96, overlap=16)
-    assert "broken.png cannot be read" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert "phone.heic is in a format that Pillow does not read" in said[0]
+    assert "broken.png cannot be read (not a picture): copy it again" in said[1]
+    assert all(line.endswith("; left out") for line in said)
     names = {file.relative_to(out).as_posix() for file in files}
     stems = "a.png", "a.jpg", "far away/Ü b"
     assert names == {
@@ -623,7 +628,7 @@ def test_a_folder_becomes_masks_probabilities_and_outlines(photos, tmp_path, cap
     }
     after = {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()}
     assert before == after
-    image = predict.read_picture(photos / "far away/Ü b.png", 3)
+    image = torch.from_numpy(pictures.read_pixels(photos / "far away/Ü b.png"))
     expected = predict.probabilities(net, image, 96, 16)
     with Image.open(out / "masks/far away/Ü b.png") as mask:
         assert mask.mode == "P" and tuple(mask.getpalette()[:9]) == sum(PALETTE, ())
@@ -643,7 +648,7 @@ def test_two_classes_have_a_threshold_and_16_bits(photos, tmp_path):
     net = known(Near(2), ("ground", "house"))
     out = tmp_path / "out"
     own.predict_folder(net, photos, out, ("mask", "probability"), threshold=0.8)
-    image = predict.read_picture(photos / "a.png", 3)
+    image = torch.from_numpy(pictures.read_pixels(photos / "a.png"))
     expected = predict.probabilities(net, image)[1]
     with Image.open(out / "masks/a.png.png") as mask:
         assert np.array_equal(np.array(mask), expected.numpy() > 0.8)
@@ -689,8 +694,10 @@ def test_nothing_is_written_among_the_pictures(photos, tmp_path):
         own.predict_folder(net, photos, link)
     with pytest.raises(ValueError, match="no form .'shape'.*there are: mask, prob"):
         own.predict_folder(net, photos, tmp_path / "out", "shape")
-    with pytest.raises(ValueError, match="there is no folder"):
-        own.predict_folder(net, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match="there is no folder.*did you mean.*/photos"):
+        own.predict_folder(net, tmp_path / "photo", tmp_path / "out")
+    with pytest.raises(ValueError, match="levels=.9, 3.: give black first"):
+        own.predict_folder(net, photos, tmp_path / "out", levels=(9, 3))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture"):
         own.predict_folder(net, tmp_path / "empty", tmp_path / "out")
@@ -715,15 +722,111 @@ def test_a_set_is_predicted_by_its_names(tmp_path, names, expected):
     ]
 
 
-def test_clear_and_deep_pictures(tmp_path):
-    Image.new("RGBA", (3, 2), (200, 100, 50, 0)).save(tmp_path / "clear.png")
-    assert predict.read_picture(tmp_path / "clear.png", 3).unique().tolist() == [0]
-    deep = np.array([[0, 1000], [2000, 9000]], np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    found = predict.read_picture(tmp_path / "deep.png", 3, (1000, 3000))
-    assert found.tolist() == 3 * [[[0, 0], [128, 255]]]
-    with pytest.raises(data.DataError, match="deep.png has over 8 bits.*levels="):
-        predict.read_picture(tmp_path / "deep.png", 1)
+# Pictures of over 8 bits
+
+
+def laid_out(place, make, ending="tif"):
+    """Six images of 64 x 96 pixels, each what `make` gives for its number, and masks of
+    two classes: (images, masks)."""
+    for k in range(6):
+        for kind, pixels in ("images", make(k)), ("masks", np.eye(64, 96) > 0):
+            (place / kind).mkdir(parents=True, exist_ok=True)
+            end = ending if kind == "images" else "png"
+            Image.fromarray(pixels).save(place / f"{kind}/{k}.{end}")
+    return place / "images", place / "masks"
+
+
+def sixteen_bits(k):
+    rng = np.random.default_rng(k)
+    return rng.integers(1000 + 7 * k, 5000 + 9 * k, (64, 96), np.uint16)
+
+
+def floats(k):
+    levels = np.random.default_rng(k).normal(0, 1, (64, 96)).astype(np.float32)
+    levels[0, :3] = np.nan, np.inf, -np.inf
+    return levels
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What the networks of `predict_folder` were given, in its order."""
+    seen, answer = [], predict.probabilities
+
+    def look(net, image, *how):
+        seen.append(image)
+        return answer(net, image, *how)
+
+    monkeypatch.setattr(predict, "probabilities", look)
+    return seen
+
+
+def by_name(sets):
+    parts = sets.train, sets.val, sets.test
+    return {n: i for part in parts for n, i in zip(part.names, part.images)}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the folder: few images
+@pytest.mark.parametrize("make", [sixteen_bits, floats])
+def test_a_folder_of_deep_pictures_is_predicted_as_it_was_learnt(make, tmp_path, given):
+    folders = laid_out(tmp_path, make)
+    sets = data.folder(*folders)
+    assert sets.levels is not None and sets.train.images.float().std() > 20
+    net = own.network(sets, "ternausnet", "none")
+    held = by_name(sets)
+    for how in ({}, {"levels": sets.levels}):
+        given.clear()
+        own.predict_folder(net, folders[0], tmp_path / "out", **how)
+        found = [image.numpy().tobytes() for image in given]
+        assert found == [held[f"{k}.tif"].numpy().tobytes() for k in range(6)]
+    given.clear()
+    black, white = sets.levels
+    own.predict_folder(net, folders[0], tmp_path / "out", levels=(black, white + 999))
+    assert not torch.equal(given[0], held["0.tif"])  # what is said counts
+
+
+def test_deep_pictures_without_levels_are_named(tmp_path, given, capsys):
+    images, _ = laid_out(tmp_path, sixteen_bits)
+    (images / "6.png").write_bytes((tmp_path / "masks/0.png").read_bytes())
+    sets = sets_of("landcover")
+    own.predict_folder(network(sets), images, tmp_path / "out")
+    assert len(given) == 1  # the one of 8 bits
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 6 and all("over 8 bits a pixel: say what" in x for x in said)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("error:invalid value")  # what is no number is black
+@pytest.mark.parametrize("make", [sixteen_bits, floats])
+def test_a_network_that_was_exported_keeps_its_levels(make, tmp_path, given):
+    images, masks = laid_out(tmp_path, make)
+    sets = data.folder(images, masks)
+    made = own.network(sets, "ternausnet", "none")
+    held, folder = by_name(sets), tmp_path / "network"
+    middle = predict.probabilities(made, held["3.tif"])[1].median().item()
+    manifest = own.export(made, sets, folder, threshold=middle)
+    told = json.loads((folder / "network.json").read_text())
+    assert tuple(told["levels"]) == tuple(manifest["levels"]) == sets.levels
+    net = own.read(folder)
+    given.clear()
+    written = own.predict_folder(net, images, tmp_path / "out", threshold=middle)
+    assert all(torch.equal(given[k], held[f"{k}.tif"]) for k in range(6))
+    photo, mask = images / "3.tif", tmp_path / "mask.png"
+    found = ran(folder, photo, mask)
+    assert found["image"].tobytes() == held["3.tif"].numpy().tobytes()
+    with Image.open(mask) as theirs, Image.open(written[3]) as ours:
+        assert 0.1 < np.mean(ours) < 0.9
+        assert (np.array(theirs) == np.array(ours)).mean() >= 0.999
+    photo = tmp_path / "photo.png"  # of 8 bits: as it is
+    pixels = noise(64, 96)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(photo)
+    assert np.array_equal(ran(folder, photo, mask)["image"][0], pixels)
+
+
+def ran(folder, photo, mask):
+    """The names that the lines for onnxruntime leave."""
+    names = {}
+    exec(own.lines(folder, photo.as_posix(), mask.as_posix()), names)
+    return names
 
 
 # Outlines
@@ -878,6 +981,9 @@ def test_fifteen_lines_of_onnxruntime_give_pytorch_s_labels(exported, tmp_path):
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(photo)
     text = own.lines(folder, photo.as_posix(), mask.as_posix())
     assert len([line for line in text.splitlines() if line]) <= 15
+    opening = f'Image.open("{photo.as_posix()}").convert("RGB").resize((width, height))'
+    assert f"photo = {opening}" in text.splitlines()
+    assert manifest["levels"] is None and own.read(folder).levels is None
     program = text + "import sys\nassert 'torch' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", program], check=True)
     again = own.read(folder)
@@ -1000,6 +1106,22 @@ def test_the_command_predicts_whole_images_of_tiles(folder, tmp_path, monkeypatc
     assert [mask.name for mask in masks] == ["a.png"]
     with Image.open(masks[0]) as mask:
         assert mask.size == (90, 80)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("how", [(), ("--tile", "64")])
+def test_the_command_scales_deep_pictures_as_it_learnt_them(tmp_path, given, how):
+    images, masks = laid_out(tmp_path, sixteen_bits)
+    sets, out = data.folder(images, masks), tmp_path / "own"
+    named = str(images), str(masks), "--out", str(out)
+    assert own.main([*named, *SHORT, *how]) == 0
+    (name,) = {name.partition("@")[0] for name in sets.test.names}
+    assert [one.stem for one in (out / "test/masks").iterdir()] == [name[:-4]]
+    assert [image.numpy().tobytes() for image in given] == [
+        by_name(sets)[name].numpy().tobytes()
+    ]
+    told = json.loads((out / "network/network.json").read_text())
+    assert tuple(told["levels"]) == sets.levels
 
 
 def test_the_command_resumes(folder, tmp_path, monkeypatch, capsys):

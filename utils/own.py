@@ -11,13 +11,14 @@
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
-from utils import data
+from utils import data, own_network
 from utils.checkpoints import replacing
 from utils.own_export import export, lines, read
-from utils.own_network import KINDS, STARTS, network
+from utils.own_network import KINDS, STARTS
 from utils.own_scores import scores, threshold, worst
 from utils.own_training import duration, learning_curve, train
 from utils.predict import predict_folder, predict_set
@@ -29,6 +30,13 @@ __all__ = [
 FAULTS = (
     ValueError, ImportError, OSError, data.DataError, MemoryError, FloatingPointError,
 )  # fmt: skip
+
+
+@functools.wraps(own_network.network)
+def network(sets, *arguments, **options):
+    net = own_network.network(sets, *arguments, **options)
+    net.levels = getattr(sets, "levels", None)  # by which `predict_folder` scales
+    return net
 
 
 def main(arguments=None):

@@ -44,12 +44,22 @@ folder = Path("{folder}")
 told = json.loads((folder / "{name}.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(folder / "{name}.onnx")
 height, width = told["frame"]
-photo = Image.open("{photo}").convert("{mode}").resize((width, height))
+{opening}.convert("{mode}").resize((width, height))
 image = np.asarray(photo).reshape(1, height, width, -1).transpose(0, 3, 1, 2)
 logits = session.run(["logits"], {{"image": image}})[0]  # (1, K, H, W)
 labels = {labels}
 Image.fromarray(labels).save("{mask}")
 """
+
+DEEP = """\
+photo = Image.open("{photo}")
+if photo.mode[0] in "IF":  # over 8 bits: scaled like the images learnt from
+    black, white = told["levels"]
+    grey = np.asarray(photo, np.float32)
+    grey = np.nan_to_num(grey, nan=black, posinf=white, neginf=black) - black
+    grey = (grey * (255 / max(white - black, 1e-12))).round().clip(0, 255)
+    photo = Image.fromarray(grey.astype(np.uint8))
+photo = photo"""
 
 
 def export(
@@ -60,15 +70,17 @@ def export(
     the manifest.
 
     sets: of `sets.test` a few images go into the manifest as samples, with the first
-    one's prediction. title, domain: what the page says ("Trained on …"). frame: height
-    and width of the images that the graph takes, by default those of the test images,
-    at most 513 a side. threshold: of two classes the second one is then shown as
-    separate objects, with a slider.
+    one's prediction; `sets.levels`, where there are any, for pictures of over 8 bits.
+    title, domain: what the page says ("Trained on …"). frame: height and width of the
+    images that the graph takes, by default those of the test images, at most 513 a
+    side. threshold: of two classes the second one is then shown as separate objects,
+    with a slider.
 
     Raises ImportError without the packages; ValueError for a threshold with other than
     two classes, or a frame that the network does not take.
     """
     folder, one = Path(folder), sets.test
+    levels = getattr(sets, "levels", None)
     if threshold is not None and len(one.classes) != 2:
         raise ValueError(f"a threshold is for two classes, not {len(one.classes)}")
     sides = frame or [min(side, LARGEST) for side in one.images.shape[-2:]]
@@ -91,6 +103,7 @@ def export(
         "terms": terms(net, one),
         "frame": list(frame),
         "channels": net.built.channels,
+        "levels": levels and list(levels),
         "margin": MARGIN,
         "classes": [
             {"name": name, "colour": list(map(int, colour))}
@@ -153,7 +166,8 @@ def picture(pixels, alt):
 
 
 def read(folder):
-    """The network that was exported to a folder, in eval mode on the CPU.
+    """The network that was exported to a folder, in eval mode on the CPU, with the
+    levels that `predict_folder` scales pictures of over 8 bits by.
 
     ValueError where the folder holds none, or other weights than its manifest says.
     """
@@ -171,17 +185,24 @@ def read(folder):
     told["palette"] = tuple(map(tuple, told["palette"]))
     net = build(Built(**told), pretrained=False)
     net.load_state_dict(load_file(weights))
+    levels = manifest.get("levels")
+    net.levels = levels and tuple(levels)
     return net.eval()
 
 
 def lines(folder, photo="photo.jpg", mask="mask.png"):
-    """Python that runs an exported network by onnxruntime alone, as text."""
+    """Python that runs an exported network by onnxruntime alone, as text.
+
+    Where the network learnt from images of over 8 bits it scales such a photo alike.
+    """
     manifest = json.loads(Path(folder, f"{NAME}.json").read_text(encoding="utf-8"))
     labels = 'logits[0].argmax(0).astype(np.uint8)  # numbers of told["classes"]'
     if manifest["output"] == "sigmoid":
         likely = "1 / (1 + np.exp(logits[0, 0] - logits[0, 1]))  # of the second class"
         labels = f'{likely}\nlabels = (labels > told["threshold"]).astype(np.uint8)'
+    opening = DEEP if manifest.get("levels") else 'photo = Image.open("{photo}")'
     return LINES.format(
-        folder=Path(folder).as_posix(), name=NAME, photo=photo, mask=mask,
-        mode="L" if manifest["channels"] == 1 else "RGB", labels=labels,
+        folder=Path(folder).as_posix(), name=NAME, mask=mask, labels=labels,
+        opening=opening.format(photo=photo),
+        mode="L" if manifest["channels"] == 1 else "RGB",
     )  # fmt: skip

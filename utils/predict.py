@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils import outlines
 from utils.checkpoints import replacing
-from utils.data.download import DataError
+from utils.data import finding, pairing
+from utils.data.pictures import Unusable, read_pixels
+from utils.data.report import Report
 from utils.export import preparation
 
 GRID = 32  # pixels; tiles start at multiples of it, as the strides of networks do
@@ -144,15 +146,19 @@ def predict_folder(
     All have the size of the picture, turned as its EXIF says. tile, overlap: as in
     `probabilities`. threshold: as `own.threshold` gives it. without: the classes that
     make no polygons, by default "background" or, of two, the first one. levels: of
-    pictures of over 8 bits, what is black and what is white, as in training. only:
-    names of pictures, seen from the folder; by default all of them.
+    pictures of over 8 bits, what is black and what is white; by default `sets.levels`
+    of the sets that the network was made for. only: names of pictures, seen from the
+    folder; by default all of them.
 
     Nothing is written into the folder of the pictures: ValueError for an `out` there,
-    for a form that there is not, for a folder without pictures. Pictures that cannot be
-    read are named and left out.
+    for a form that there is not, for a folder without pictures, for levels the wrong
+    way round. Pictures that cannot be read are named and left out.
     """
-    images, out, as_ = Path(images), Path(out), several(as_)
+    images, out = Path(images).expanduser(), Path(out).expanduser()
+    as_, levels = several(as_), levels or getattr(net, "levels", None)
     check_folders(images, out, as_)
+    if levels and levels[0] > levels[1]:
+        raise ValueError(f"levels={levels}: give black first, then white")
     files = pictures(images)
     if only is not None:
         files = [f for f in files if f.relative_to(images).as_posix() in only]
@@ -161,11 +167,11 @@ def predict_folder(
     writer = Writer(net, out, as_, threshold, without)
     for name, file in named(files, images).items():
         try:
-            image = read_picture(file, net.built.channels, levels)
-        except DataError as error:
-            print(error)
+            pixels = read_pixels(file, levels, net.built.channels)
+        except Unusable as error:
+            print(f"{error}; left out")
             continue
-        found = probabilities(net, image, tile, overlap)
+        found = probabilities(net, torch.from_numpy(pixels), tile, overlap)
         writer.write(name, found, file.relative_to(images).as_posix(), file)
     return writer.finish()
 
@@ -196,8 +202,9 @@ def check_folders(images, out, as_):
     unknown = sorted(set(as_) - set(FORMS))
     if unknown or not as_:
         raise ValueError(f"no form {unknown}; there are: {', '.join(FORMS)}")
-    if not images.is_dir():
-        raise ValueError(f"there is no folder {images}: name the one with the pictures")
+    wrong = pairing.check_folder(images)
+    if wrong:
+        raise ValueError(wrong)
     places = [out, *(out / folder for folder in ("masks", "probabilities", "geojson"))]
     inside = out.resolve().is_relative_to(images.resolve())
     if inside or images.resolve() in [place.resolve() for place in places]:
@@ -208,14 +215,13 @@ def check_folders(images, out, as_):
 
 
 def pictures(folder):
-    """The files of a folder and below that Pillow may read, but for hidden ones."""
-    Image.init()
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in Image.EXTENSION and file.is_file()
-        and not any(p.startswith(".") for p in file.relative_to(folder).parts)
-    )  # fmt: skip
+    """The files of a folder and below that Pillow may read, as `data.folder` finds
+    them; what it does not read is printed."""
+    found, report = pairing.listing(folder), Report()
+    finding.leave_aside([found], report)
+    for sentence in (*report.faults, *report.warnings):
+        print(sentence)
+    return [folder / path for path in found.pictures]
 
 
 def named(files, folder):
@@ -225,37 +231,6 @@ def named(files, folder):
         stem if stems.count(stem) == 1 else file.relative_to(folder).as_posix(): file
         for stem, file in zip(stems, files)
     }
-
-
-def read_picture(path, channels, levels=None):
-    """A picture (C, H, W) uint8, turned as its EXIF says, over black where it lets
-    light through. DataError names a file that cannot be read, or has over 8 bits a
-    pixel and no levels (black, white) are given."""
-    try:
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode[0] in "IF" and levels:
-                picture = scaled(picture, *levels)
-            deep = picture.mode[0] in "IF"
-            if picture.has_transparency_data:
-                black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-                picture = Image.alpha_composite(black, picture.convert("RGBA"))
-            pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # Pillow has many ways to fail on a broken file
-        raise DataError(f"{path} cannot be read ({error}): it is left out") from error
-    if deep:
-        raise DataError(
-            f"{path} has over 8 bits a pixel: it is left out; levels=(black, white) "
-            "says what they mean"
-        )
-    pixels = torch.from_numpy(pixels)
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-
-
-def scaled(picture, black, white):
-    """A picture of over 8 bits in 8, grey."""
-    grey = (np.asarray(picture, np.float32) - black) * (255 / (white - black))
-    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
 class Writer:

@@ -22,7 +22,7 @@ from utils.data import (
 from utils.data.finding import Wish
 from utils.data.naming import IGNORE
 from utils.data.pairing import IMAGES, plain
-from utils.data.pictures import read_photo
+from utils.data.pictures import read_pixels
 from utils.data.report import Report
 from utils.data.survey import survey
 
@@ -36,6 +36,8 @@ class Sets:
     test: Dataset
     report: Report
     groups: dict[str, str]  # the group of each image, by its name in `names`
+    # What became black (0) and white (255), of images of over 8 bits; None without any.
+    levels: tuple[float, float] | None = None
 
     def __repr__(self):
         parts = self.train, self.val, self.test
@@ -65,7 +67,8 @@ def folder(
     held_out: shares of val and test, of images and of pixels alike; seed: of the split.
 
     The data sets hold images (N, 3, H, W) and labels (N, H, W), both uint8; a tile is
-    called after its image, "a.jpg@256,0" for the one from row 256 and column 0. Raises
+    called after its image, "a.jpg@256,0" for the one from row 256 and column 0. Images
+    of over 8 bits are scaled by the range of the whole folder, `levels`. Raises
     DataError with all that is wrong with the files, a line each, and ValueError for
     arguments that make no sense. Doubts come as a warning; the report has all.
     """
@@ -137,7 +140,7 @@ def load(found):
             names=names,
         )
     groups = {name: item.group for item in found.items for name in item.names}
-    return Sets(**sets, report=found.report, groups=groups)
+    return Sets(**sets, report=found.report, groups=groups, levels=found.levels)
 
 
 def title(folder):
@@ -149,9 +152,8 @@ def title(folder):
 def pieces(found, item):
     """An image and its labels as they go into a data set: a list of (name, image
     (3, H, W), label (H, W)), both uint8; one, or one for each tile."""
-    pixels = read_photo(item.image).rgb(*found.levels)
-    label = found.coding.labels(item.mask(), item.known)
-    image, label = torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(label)
+    image = torch.from_numpy(read_pixels(item.image, found.levels))
+    label = torch.from_numpy(found.coding.labels(item.mask(), item.known))
     size, side = found.wish.size, found.wish.tile
     if side:
         own = [

@@ -136,15 +136,15 @@ def opened(path):
         raise Unusable(
             "huge",
             f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: cut it into "
-            "smaller files first (its mask alike), or set PIL.Image.MAX_IMAGE_PIXELS = "
-            "None",
+            "smaller files first (an image and its mask alike), or set "
+            "PIL.Image.MAX_IMAGE_PIXELS = None",
         ) from error
     except Exception as error:  # Pillow has many ways to fail on a broken file
         kind = "breaks off" if "truncated" in str(error) else "cannot be read"
         raise Unusable(
             "broken",
-            f"{path} {kind} ({reason(error)}): copy it again, or take it out together "
-            "with its partner",
+            f"{path} {kind} ({reason(error)}): copy it again, or take it out (an image "
+            "together with its mask)",
         ) from error
 
 
@@ -198,6 +198,25 @@ def read_photo(path):
         pixels = np.array(image, np.float32 if deep else np.uint8)
         pixels = TURNS[turn](pixels) if turn != 1 else pixels
         return Photo(np.ascontiguousarray(pixels), turn, deep, clear)
+
+
+def read_pixels(path, levels=None, channels=3):
+    """The image in a file as a network takes it: (C, H, W) uint8, C 3, or 1 for grey.
+
+    levels: of a deep image, what is black and what is white. Raises Unusable, also for
+    a deep image without levels.
+    """
+    photo = read_photo(path)
+    if photo.deep and levels is None:
+        raise Unusable(
+            "deep",
+            f"{path} has over 8 bits a pixel: say what is black and what is white, as "
+            "levels=sets.levels or levels=(0, 65535)",
+        )
+    pixels = photo.rgb(*(levels or ()))
+    if channels == 1:
+        pixels = np.array(Image.fromarray(pixels).convert("L"))[..., None]
+    return pixels.transpose(2, 0, 1)
 
 
 def flat(image):

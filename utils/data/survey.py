@@ -31,7 +31,7 @@ class Survey:
     report: Report = field(default_factory=Report)
     items: list[Item] = field(default_factory=list)
     coding: naming.Coding | None = None
-    levels: tuple[float, float] = (0.0, 255.0)  # black and white of deep images
+    levels: tuple[float, float] | None = None  # black and white of deep images, if any
 
     def label_counts(self):
         """Pixels of each class in each mask (N, K); one column where classes are
