@@ -13,9 +13,8 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from utils import encoders, own, own_scores, runtime, strangers, training
+from utils import own, own_scores, runtime, strangers, training
 from utils.data.augment import Augment
 
 KINDS = {"buildings": "ternausnet", "landcover": "deeplab", "membranes": "ternausnet"}
@@ -23,46 +22,9 @@ SETTINGS = {"membranes": dict(softening=2.0)}  # chosen on val, after a tenth
 SIDE, BATCH = 224, 8  # of the rival's crops
 
 
-class PlainUNet(nn.Module):
-    """The usual U-Net on an encoder: nearest pixel, skip, two convolutions.
-
-    images (B, 3, H, W), normalised, sides multiples of 32 -> logits (B, K, H, W).
-    """
-
-    multiple = 32
-
-    def __init__(self, classes, encoder, widths=(256, 128, 64, 32, 16)):
-        super().__init__()
-        self.encoder = encoder
-        *skips, entering = encoder.channels
-        self.blocks = nn.ModuleList()
-        for skip, width in zip([*skips[::-1], 0], widths):
-            self.blocks.append(
-                nn.Sequential(conv(entering + skip, width), conv(width, width))
-            )
-            entering = width
-        self.classifier = nn.Conv2d(entering, classes, 3, padding=1)
-
-    def forward(self, images):
-        *skips, x = self.encoder(images)
-        for skip, block in zip([*skips[::-1], None], self.blocks):
-            x = F.interpolate(x, scale_factor=2)
-            x = block(x if skip is None else torch.cat([x, skip], 1))
-        return self.classifier(x)
-
-
-def conv(entering, width):
-    return nn.Sequential(
-        nn.Conv2d(entering, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
-
-
 def plain(sets, minutes):
     """The rival, trained for some minutes."""
-    encoder = encoders.build("lite0", pretrained=True)
-    net = PlainUNet(len(sets.train.classes), encoder).to(runtime.device())
+    net = own.network(sets, "unet").to(runtime.device())
     augment = Augment((SIDE, SIDE), flip="hv")
 
     def sample(generator):

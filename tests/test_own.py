@@ -1066,6 +1066,7 @@ SHORT = "--steps", "2", "--network", "ternausnet", "--start", "none"
 
 def test_the_command_does_all_of_it(folder, tmp_path, capsys):
     names = ["photos", "masks", "--classes", "ground=0, house=#3C1098", *SHORT]
+    names += ["--flip", "hv", "--rotate", "180"]
     assert own.main(names) == 0
     said = capsys.readouterr().out
     for part in (
@@ -1087,13 +1088,17 @@ def test_the_command_does_all_of_it(folder, tmp_path, capsys):
         "network/network.json", "network/network.onnx", "network/network.safetensors",
     }  # fmt: skip
     assert (tmp_path / "own/scores.txt").read_text().strip() in said
+    kept = json.loads((tmp_path / "own/network/network.json").read_text())["threshold"]
+    assert f"Threshold of building, from val: {kept:.3f}." in said
+    plan = json.loads((tmp_path / "own/plan.json").read_text())["plan"]
+    assert (plan["flip"], plan["rotate"]) == ("hv", 180.0)
     assert list((tmp_path / "photos").iterdir()) == []
     assert own.main(names) == 1
     assert "own holds a training: --resume goes on with it" in capsys.readouterr().err
 
 
 def test_the_command_predicts_whole_images_of_tiles(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(own, "export", lambda *_: None)
+    monkeypatch.setattr(own, "export", lambda *_, **how: None)
     Image.fromarray(noise(80, 90).permute(1, 2, 0).numpy()).save("photos/a.png")
     Image.new("RGB", (40, 40)).save("photos/b.png")
     sets = sets_of("buildings")
@@ -1125,7 +1130,7 @@ def test_the_command_scales_deep_pictures_as_it_learnt_them(tmp_path, given, how
 
 
 def test_the_command_resumes(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(own, "export", lambda *_: None)
+    monkeypatch.setattr(own, "export", lambda *_, **how: None)
     names = ["photos", "masks", "--out", "o", *SHORT]
     assert own.main(names) == 0 and own.main([*names, "--resume"]) == 0
     assert "o holds this training, 2 steps" in capsys.readouterr().out

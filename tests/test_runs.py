@@ -56,6 +56,7 @@ def score_otherwise(model, sets):
 
 
 def learn_by_another_way(model, recipe, sets, checkpoint):
+    assert checkpoint.parent.is_dir()  # also where nobody keeps it
     return learn(model, recipe, sets, checkpoint)
 
 

@@ -60,13 +60,14 @@ def main(arguments=None):
         sets = data.folder(told.images, told.masks, **how)
         print(sets.report)
         net = network(sets, told.network, told.start)
-        history = train(net, sets, told.minutes, told.steps, out)
-        found = scores(net, sets.test, getattr(sets, "groups", None))
+        turns = {"flip": told.flip, "rotate": told.rotate}
+        history = train(net, sets, told.minutes, told.steps, out, **turns)
         limit = threshold(net, sets.val) if len(sets.train.classes) == 2 else None
+        found = scores(net, sets.test, getattr(sets, "groups", None), limit)
         report = as_report(sets, history, found, limit)
         print(report)
         predict_test(net, sets.test, told, out / "test", limit)
-        export(net, sets, out / "network")
+        export(net, sets, out / "network", threshold=limit)
         with replacing(out / "scores.txt") as file:
             file.write(f"{report}\n".encode())
     except FAULTS as error:
@@ -101,6 +102,8 @@ def arguments_of(arguments):
     add("--start", default="imagenet", choices=STARTS, help="where weights come from")
     add("--minutes", type=float, default=10, help="of training")
     add("--steps", type=int, help="of training, instead of minutes")
+    add("--flip", default="h", choices=("", "h", "v", "hv"), help="mirror along axes")
+    add("--rotate", type=float, default=0.0, help="degrees, 180 for what has no up")
     add(
         "--groups",
         type=number_or_text,
