@@ -144,7 +144,7 @@ OUT = Path(runtime.runs(), "own_images", "mine")
 # photographs, or different sizes: shrink them by `size=`, until a thing and what tells
 # it apart fit into some 200 pixels, or cut them by `tile=256`. `ignore=` names a value
 # that does not count. Three folders of other kinds stand
-# [below](#three-folders-as-strangers-have-them).
+# [below](three-folders).
 #
 # In Colab, a folder of your Google Drive keeps what is trained when the session ends.
 # Files come by upload or from an address. Each line is a cell of its own, to run after
@@ -238,7 +238,7 @@ glue(constant_iou=baseline["one class"], colour_iou=baseline["by colour"])
 #    `"pspnet"` sums up the whole scene, with coarser outlines.
 # 3. *Must it be quick?* `"refinenet"`, the light one, and `"pspnet"` trained fastest.
 #
-# [Below](#three-folders-as-strangers-have-them) stands what each came to on three
+# [Below](three-folders) stands what each came to on three
 # folders, and in [the comparison](comparison) on streets. In doubt, train two for a
 # minute each and let val decide.
 #
@@ -382,6 +382,7 @@ print(f"onnxruntime and PyTorch name {agreed:.2%} of the pixels alike")
 # What the shell would read, as `'^(\d+)-'` or `'#000000'`, goes into single quotes.
 
 # %% [markdown]
+# (three-folders)=
 # ## Three folders, as strangers have them
 #
 # Tiles of a map with masks in black and white, of which a column is val and one test;
