@@ -342,8 +342,8 @@ print(f"{len(written)} files, as {written[0].relative_to(OUT)}")
 # %% [markdown]
 # **Give it away.** Three files hold the network: a graph in ONNX with scaling and
 # normalisation inside, its weights, and a sheet that says what it is, with three of the
-# test images as samples: who gets the sheet sees them. They need no PyTorch and nothing
-# of this book:
+# test images as samples: who gets the sheet sees them (`samples=0` keeps them out). The
+# files need no PyTorch and nothing of this book:
 
 # %%
 manifest = own.export(net, sets, OUT / "network", title=TITLE, threshold=threshold)

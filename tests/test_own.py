@@ -140,7 +140,7 @@ def test_it_learns_and_says_how_long_before_it_starts(monkeypatch):
     monkeypatch.setattr(
         training, "fit", lambda *a, **k: (began.append(len(said)), fit(*a, **k))[1]
     )
-    net, said = network(sets, "ternausnet", "imagenet"), []
+    net, said = network(sets, "unet", "imagenet"), []
     history = own.train(net, sets, steps=20, say=said.append, patience=None)
     assert history.steps == 20 and len(history.scores) == 10
     assert sum(history.losses[-5:]) < 0.95 * sum(history.losses[:5])
@@ -972,6 +972,13 @@ def test_a_manifest_is_what_the_page_reads(exported):
     assert [c["name"] for c in manifest["classes"]] == list(sets.train.classes)
     kept = {"network.json", "network.onnx", "network.safetensors"}
     assert {file.name for file in folder.iterdir()} == kept
+
+
+def test_an_export_can_keep_the_images_out(exported, tmp_path):
+    net, sets, *_ = exported
+    manifest = own.export(net, sets, tmp_path, samples=0)
+    assert manifest["samples"] == [] and manifest["picture"] is None
+    assert "data:image" not in (tmp_path / "network.json").read_text(encoding="utf-8")
 
 
 def test_fifteen_lines_of_onnxruntime_give_pytorch_s_labels(exported, tmp_path):

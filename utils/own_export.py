@@ -69,8 +69,9 @@ def export(
     """Writes a network into a folder, for the live element and for onnxruntime; returns
     the manifest.
 
-    sets: of `sets.test` a few images go into the manifest as samples, with the first
-    one's prediction; `sets.levels`, where there are any, for pictures of over 8 bits.
+    sets: of `sets.test` a few images go into the manifest as `samples`, with the first
+    one's prediction (0: none); `sets.levels`, where there are any, for pictures of over
+    8 bits.
     title, domain: what the page says ("Trained on …"). frame: height and width of the
     images that the graph takes, by default those of the test images, at most 513 a
     side. threshold: of two classes the second one is then shown as separate objects,
@@ -94,8 +95,10 @@ def export(
         graphs.export(on_cpu, image, graph, weights=weights)
     chosen = torch.linspace(0, len(one) - 1, min(samples, len(one))).round().long()
     cuts = [image[:, : frame[0], : frame[1]] for image in one.images[chosen]]
-    shown = labels_of(probabilities(net, cuts[0]), threshold)
-    answer = picture(overlay(cuts[0], shown, one.palette, 0.55), "prediction")
+    answer = None  # the prediction of the first one
+    if cuts:
+        shown = labels_of(probabilities(net, cuts[0]), threshold)
+        answer = picture(overlay(cuts[0], shown, one.palette, 0.55), "prediction")
     manifest = {
         "name": NAME,
         "title": title or f"{net.built.kind} of your own",
