@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ QUARTER = 15 * 60  # seconds
 
 
 @pytest.fixture
-def operations(monkeypatch):
+def operations(monkeypatch, tmp_path):
     """Counts the operations of all steps of a page's runs, of which none is made."""
     total = 0
 
@@ -178,7 +179,9 @@ def operations(monkeypatch):
         for run in record.runs_of(name).values():
             sets = run.load()
             for recipe in run.stages:
-                run.train(run.build(recipe), recipe, sets, None)
+                if hasattr(recipe, "holds"):  # the hash of the data that are no matter
+                    recipe = replace(recipe, holds="")
+                run.train(run.build(recipe), recipe, sets, tmp_path / "none.pt")
         return total
 
     monkeypatch.setattr(training, "fit", fit)
