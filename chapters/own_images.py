@@ -236,11 +236,11 @@ glue(constant_iou=baseline["one class"], colour_iou=baseline["by colour"])
 # 2. *Does what surrounds a thing decide what it is?* `"deeplab"` looks at several
 #    distances and has outlines from stride 4; it is what to take if you do not know.
 #    `"pspnet"` sums up the whole scene, with coarser outlines.
-# 3. *Must it be quick?* `"refinenet"`, the light one, and `"pspnet"` trained fastest.
+# 3. *Must it be quick?* `"refinenet"` is the light one.
 #
-# [Below](three-folders) stands what each came to on three
-# folders, and in [the comparison](comparison) on streets. In doubt, train two for a
-# minute each and let val decide.
+# [Below](three-folders) stands what each came to on three folders, and in [the
+# comparison](comparison) on streets. In doubt, train two for a minute each and let val
+# decide.
 #
 # All stand on EfficientNet-Lite0. Their decoders are those of their chapters; that of
 # `"unet"` is the usual one. `start="imagenet"`
@@ -604,11 +604,10 @@ Markdown(
 )
 
 # %% [markdown]
-# What the second and third area brought is mostly water, of which the first has next to
-# none and val much: the other four classes have {glue:text}`dry_1:.3f`,
-# {glue:text}`dry_3:.3f` and {glue:text}`dry_5:.3f` on average. So ask first which
-# class, or which kind of place, is missing. (These steps are less than one pass over
-# all five areas; more of them might tell the last step apart.)
+# What the second and third area brought is mostly water: the other four classes have
+# {glue:text}`dry_1:.3f`, {glue:text}`dry_3:.3f` and {glue:text}`dry_5:.3f` on average.
+# So ask first which class, or which kind of place, is missing. (These steps are less
+# than one pass over all five areas; more of them might tell the last step apart.)
 #
 # ## What you may do with the weights
 #

@@ -50,7 +50,7 @@ SETTINGS = {
     "ternausnetv2": {"0.5", "0.95", "0.05"},
     "instruments": set(),
     "comparison": set(),
-    "own_images": {"2.0", "4.0", "0.001"},  # licences, and Adam's rate
+    "own_images": {"2.0", "4.0"},  # of licences
 }
 # Data sets that exist as drawings only; a page that takes one says so.
 DRAWN = {"instrument_parts"}

@@ -71,10 +71,9 @@ def export(
 
     sets: of `sets.test` a few images go into the manifest as `samples`, with the first
     one's prediction (0: none); `sets.levels`, where there are any, for pictures of over
-    8 bits.
-    title, domain: what the page says ("Trained on …"). frame: height and width of the
-    images that the graph takes, by default those of the test images, at most 513 a
-    side. threshold: of two classes the second one is then shown as separate objects,
+    8 bits. title, domain: what the page says ("Trained on …"). frame: height and width
+    of the images that the graph takes, by default those of the test images, at most 513
+    a side. threshold: of two classes the second one is then shown as separate objects,
     with a slider.
 
     Raises ImportError without the packages; ValueError for a threshold with other than
